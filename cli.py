@@ -1,0 +1,193 @@
+"""The one command, ``wardcast``: parses, calls one function, prints.
+
+Heavy packages are imported inside the commands, so that ``wardcast --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before anything else is imported: no dependency may phone home, and nothing may be unpickled from a registry.
+for _name, _value in {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "BENTOML_DO_NOT_TRACK": "True",
+    "ITERATIVE_DO_NOT_TRACK": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from features.errors import WardcastError
+
+app = typer.Typer(
+    name="wardcast",
+    help="Predictive clinical risk that a hospital can run itself: sepsis risk and bed forecasts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+forecast_app = typer.Typer(help="Forecast beds.", no_args_is_help=True)
+app.add_typer(forecast_app, name="forecast")
+out = Console()
+err = Console(stderr=True)
+
+
+class Product(StrEnum):
+    """What Wardcast predicts."""
+
+    sepsis = "sepsis"
+    admissions = "admissions"
+
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="A bundle folder or an MLflow URI such as models:/sepsis@champion."),
+]
+SourceOption = Annotated[str, typer.Option("--source", help="Format of the input.")]
+InputOption = Annotated[Path | None, typer.Option("--input", help="A file, or a folder of files.")]
+
+
+@app.command()
+def train(
+    product: Product,
+    source: SourceOption,
+    input: InputOption = None,
+    spec: Annotated[Path | None, typer.Option(help="Another spec.toml than the product's own.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write the bundle; default under var/.")] = None,
+    register: Annotated[bool, typer.Option(help="Log the run and register the model in MLflow.")] = True,
+    threads: Annotated[int, typer.Option(help="Cores to use.")] = os.cpu_count() or 1,
+) -> None:
+    """Train, calibrate and evaluate a model, and log everything to MLflow.
+
+    sepsis: --source physionet2019 --input DIR, or --source synthetic.
+    admissions: --source visits --input FILE, or --source synthetic.
+    """
+    if product is Product.sepsis:
+        from training.sepsis import train as train_product
+    else:
+        from training.admissions import train as train_product
+    result = train_product(source, input, spec=spec, output=output, register=register, threads=threads)
+    out.print(result.summary())
+
+
+@app.command()
+def score(
+    product: Product,
+    input: Annotated[Path, typer.Option("--input", help="The file to score.")],
+    output: Annotated[Path, typer.Option("--output", help="Where to write the scores, as Parquet.")],
+    source: SourceOption = "physionet2019",
+    model: ModelOption = None,
+) -> None:
+    """Score every row of a file, using at each hour only that hour and earlier ones."""
+    from training.evaluation import score_file
+
+    out.print(score_file(product.value, source, input, output, model).summary())
+
+
+@app.command()
+def evaluate(
+    product: Product,
+    input: Annotated[Path, typer.Option("--input", help="A file or folder with outcomes.")],
+    source: SourceOption = "physionet2019",
+    model: ModelOption = None,
+    output: Annotated[Path | None, typer.Option(help="Also save the table, as JSON.")] = None,
+) -> None:
+    """Print the evaluation table of any model on any file, with patient-bootstrap intervals."""
+    from training.evaluation import evaluate_file
+
+    out.print(evaluate_file(product.value, source, input, model, output).summary())
+
+
+@app.command()
+def serve(
+    model: ModelOption = None,
+) -> None:
+    """Run the service on one port. Settings are WARDCAST_* variables; see the README."""
+    from serving.settings import Settings
+
+    settings = Settings.from_env()
+    if model is not None:
+        from training.tracking import resolve
+
+        settings = settings.with_sepsis_model(resolve(model))
+    from serving.service import serve as run_service
+
+    run_service(settings)
+
+
+@app.command()
+def explain(
+    prediction_id: Annotated[str, typer.Argument(help="As returned with the prediction.")],
+) -> None:
+    """Repeat a logged prediction from its stored inputs and show its reasons; the numbers must be identical."""
+    from serving.explain import explain_prediction
+    from serving.settings import Settings
+
+    out.print_json(data=explain_prediction(Settings.from_env(), prediction_id))
+
+
+@forecast_app.command("beds")
+def forecast_beds(
+    at: Annotated[str, typer.Option(help="When, in the site's time zone: 2026-01-12T08:00. Default: now.")] = "now",
+    visits: Annotated[Path | None, typer.Option(help="A visits table instead of the service's store.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write the HTML report.")] = None,
+) -> None:
+    """Write the bed forecast as one self-contained page."""
+    from serving.reports.beds import forecast_report
+    from serving.settings import Settings
+
+    report = forecast_report(Settings.from_env(), at=at, visits=visits, output=output)
+    out.print(report.summary())
+
+
+@app.command()
+def monitor(
+    output: Annotated[Path | None, typer.Option(help="Folder for the report; default under var/monitor.")] = None,
+    since: Annotated[str | None, typer.Option(help="First prediction time, ISO 8601.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last prediction time, ISO 8601.")] = None,
+    track: Annotated[bool, typer.Option(help="Record the run in MLflow.")] = True,
+) -> None:
+    """Compare logged predictions with the model's reference; write HTML and JSON, export metrics."""
+    from serving.monitoring.run import monitor as run_monitor
+    from serving.settings import Settings
+
+    result = run_monitor(Settings.from_env(), output=output, since=since, until=until)
+    if track:
+        from training.tracking import log_monitor
+
+        log_monitor(result.metrics, result.artifacts)
+    out.print(result.summary())
+
+
+@app.command()
+def demo(
+    days: Annotated[int, typer.Option(help="Days of hospital life to stream.")] = 4,
+    seed: Annotated[int, typer.Option(help="Same seed, same hospital.")] = 7,
+    keep_running: Annotated[bool, typer.Option(help="Leave the service up until Ctrl-C.")] = True,
+) -> None:
+    """Run a simulated hospital through the whole service, and say what came of it."""
+    from serving.demo import run_demo
+    from training.demo import train_demo_models
+
+    run_demo(train_demo_models, days=days, seed=seed, keep_running=keep_running)
+
+
+def main() -> None:
+    """Entry point: errors a user can mend are printed without a traceback, exit code 2."""
+    try:
+        app()
+    except WardcastError as error:
+        err.print(f"[bold red]wardcast:[/] {error}", highlight=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Clinical facts as rows: concepts, codes, units and score bands, each with its source."""

@@ -1,0 +1,1 @@
+"""One module a format. Each turns a hospital's files into encounters and canonical events."""

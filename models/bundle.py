@@ -1,0 +1,217 @@
+"""A model on disk: a folder that a person can read, and that loads without running anyone's code.
+
+Boosters are LightGBM text, everything else JSON, TOML and Markdown. ``bundle.json`` lists every file with its SHA-256;
+a folder whose files do not match is refused. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import lightgbm as lgb
+import numpy as np
+import numpy.typing as npt
+
+from features.errors import SpecError
+from models.calibration import Calibrator
+from models.spec import Spec
+
+FORMAT: Final = 1
+MANIFEST: Final = "bundle.json"
+REQUIRED_PARTS: Final = ("features", "reference", "evaluation", "data")
+
+Floats = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded model bundle.
+
+    Attributes
+    ----------
+    folder : Path
+    name, version : str
+        The product, and the version its maker gave it.
+    digest : str
+        First twelve hex digits of the manifest's SHA-256: two bundles with one digest are the same model.
+    spec : Spec
+    boosters : mapping of name to Booster
+        A product with one model calls it ``risk``.
+    parts : mapping of name to JSON value
+        ``features`` (manifest), ``reference`` (profile for drift), ``evaluation``, ``data`` (fingerprint and
+        citation), and what the product adds: ``calibrator``, ``decision``.
+    card : str
+        The model card, Markdown.
+    """
+
+    folder: Path
+    name: str
+    version: str
+    digest: str
+    spec: Spec
+    boosters: Mapping[str, lgb.Booster]
+    parts: Mapping[str, Any]
+    card: str
+
+    @classmethod
+    def load(cls, folder: Path) -> Bundle:
+        """Read a bundle and check every file against its manifest.
+
+        Raises
+        ------
+        SpecError
+            No manifest, another format, a file missing, changed or unlisted, or features that differ from the spec's.
+        """
+        manifest_bytes, manifest = _manifest(folder)
+        _verify(folder, manifest["files"])
+        spec = Spec.load(folder / "spec.toml")
+        boosters = {p.stem: lgb.Booster(model_str=p.read_text()) for p in sorted((folder / "boosters").glob("*.txt"))}
+        parts = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json")) if p.name != MANIFEST}
+        bundle = cls(
+            folder=folder,
+            name=manifest["name"],
+            version=manifest["version"],
+            digest=hashlib.sha256(manifest_bytes).hexdigest()[:12],
+            spec=spec,
+            boosters=boosters,
+            parts=parts,
+            card=(folder / "card.md").read_text(encoding="utf-8"),
+        )
+        bundle._check_features()
+        return bundle
+
+    @property
+    def model_id(self) -> str:
+        """What a prediction names as its maker, such as ``sepsis@1-0a1b2c3d4e5f``."""
+        return f"{self.name}@{self.version}-{self.digest}"
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Columns of the feature matrix, in order."""
+        return self.spec.features.names
+
+    @cached_property
+    def calibrator(self) -> Calibrator:
+        """From log-odds to probability."""
+        return Calibrator.from_dict(self.parts["calibrator"])
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Probabilities at or above which we act: ``utility`` hour by hour, ``alert`` for the ward."""
+        thresholds: dict[str, float] = self.parts["decision"]["thresholds"]
+        return thresholds
+
+    @property
+    def alert_policy(self) -> dict[str, Any]:
+        """Settings of :class:`models.decision.AlertPolicy`, chosen on training patients."""
+        policy: dict[str, Any] = self.parts["decision"]["policy"]
+        return policy
+
+    @property
+    def reference(self) -> dict[str, Any]:
+        """Summaries of the training features and scores, against which drift is measured."""
+        reference: dict[str, Any] = self.parts["reference"]
+        return reference
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What was measured when the model was made, on what, with intervals."""
+        evaluation: dict[str, Any] = self.parts["evaluation"]
+        return evaluation
+
+    def raw(self, matrix: Matrix, booster: str = "risk") -> Floats:
+        """Log-odds before calibration, shape (n,). One thread: rows are few and the service has its own."""
+        return np.asarray(self.boosters[booster].predict(matrix, raw_score=True, num_threads=1), dtype=np.float64)
+
+    def score(self, matrix: Matrix) -> Floats:
+        """Calibrated probability, shape (n,), from a matrix with :attr:`feature_names` as columns."""
+        return self.calibrator.apply(self.raw(matrix))
+
+    def contributions(self, matrix: Matrix, booster: str = "risk") -> Floats:
+        """Exact TreeSHAP in log-odds, shape (n, n_features + 1); the last column is the base value.
+
+        Rows sum to :meth:`raw` (to rounding): reasons explain the score before calibration.
+        """
+        values = self.boosters[booster].predict(matrix, pred_contrib=True, num_threads=1)
+        return np.asarray(values, dtype=np.float64)
+
+    def _check_features(self) -> None:
+        expected = list(self.feature_names)
+        for name, booster in self.boosters.items():
+            missing = [f for f in booster.feature_name() if f not in set(expected)]
+            if missing or (name == "risk" and booster.feature_name() != expected):
+                some = ", ".join(missing[:3]) or "their order"
+                raise SpecError(
+                    f"Bundle {self.name}@{self.version}: booster {name!r} and spec.toml disagree on "
+                    f"features ({some}). The bundle was made by another version; train it again."
+                )
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    name: str,
+    version: str,
+    spec_text: str,
+    boosters: Mapping[str, lgb.Booster],
+    parts: Mapping[str, Any],
+    card: str,
+) -> Bundle:
+    """Write a bundle into an empty or new folder, and load it again as proof that it can be.
+
+    Raises
+    ------
+    SpecError
+        A required part is missing, or the folder already holds other files.
+    """
+    absent = [p for p in REQUIRED_PARTS if p not in parts]
+    if absent:
+        raise SpecError(f"A bundle needs the parts {', '.join(REQUIRED_PARTS)}; missing: {', '.join(absent)}.")
+    if folder.exists() and any(folder.iterdir()):
+        raise SpecError(f"{folder} is not empty. Bundles are written once; choose a new folder.")
+    (folder / "boosters").mkdir(parents=True)
+    texts = {f"boosters/{key}.txt": booster.model_to_string() for key, booster in boosters.items()}
+    texts |= {f"{key}.json": dump_json(value) for key, value in parts.items()}
+    texts |= {"spec.toml": spec_text, "card.md": card}
+    for path, text in texts.items():
+        (folder / path).write_text(text, encoding="utf-8", newline="\n")
+    files = {path: hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in sorted(texts)}
+    manifest = {"format": FORMAT, "name": name, "version": version, "files": files}
+    (folder / MANIFEST).write_text(dump_json(manifest), encoding="utf-8", newline="\n")
+    return Bundle.load(folder)
+
+
+def dump_json(value: object) -> str:
+    """JSON that reads well, compares well, and reads back to the same numbers."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _manifest(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise SpecError(
+            f"No model bundle at {folder}: {MANIFEST} is not there. "
+            "Released bundles are models/<product>/released; `wardcast train` makes new ones."
+        )
+    content = path.read_bytes()
+    manifest: dict[str, Any] = json.loads(content)
+    if manifest.get("format") != FORMAT:
+        raise SpecError(f"{path} has format {manifest.get('format')}, this version reads {FORMAT}.")
+    return content, manifest
+
+
+def _verify(folder: Path, files: Mapping[str, str]) -> None:
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    if present != set(files):
+        odd = ", ".join(sorted(present ^ set(files))[:3])
+        raise SpecError(f"Bundle at {folder} has missing or unlisted files: {odd}. Restore it from its source.")
+    for path, digest in files.items():
+        if hashlib.sha256((folder / path).read_bytes()).hexdigest() != digest:
+            raise SpecError(f"Bundle file {path} was changed after the bundle was made. Restore it from its source.")

@@ -1,0 +1,1 @@
+"""The running service: store, ingest, scoring, alerts, pages, monitoring, security."""

@@ -1,0 +1,1 @@
+"""The one way in. Every format ends in the same function."""

@@ -1,0 +1,1 @@
+"""How other systems read us: CDS Hooks, FHIR, SMART."""

@@ -1,0 +1,1 @@
+"""Watching the model and its inputs; the only door to Evidently."""

@@ -1,0 +1,1 @@
+"""The bed forecast as a page and a file."""

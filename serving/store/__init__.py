@@ -1,0 +1,1 @@
+"""Durable state: encounters, events, predictions, alerts, audit. SQLCipher file or PostgreSQL."""
