@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-# Before anything else is imported: a library reads these once, on its own import. The same switches are set by cli.py.
+# Before anything else is imported: a library reads these once, on its own import. cli.py sets the same ones.
 for _name, _value in {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -20,12 +20,12 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-# Settings of whoever runs the tests would change what is tested. The data folder is the one thing taken from outside.
+# Settings of whoever runs the tests would change what is tested. Only the data folder is taken from outside.
 for _name in [n for n in os.environ if n.startswith("WARDCAST_") and n != "WARDCAST_DATA"]:
     del os.environ[_name]
 for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
     os.environ.pop(_name, None)
-# The environment of a build may forbid .pyc files; every process a test starts would then compile everything again.
+# A build environment may forbid .pyc files; every process a test starts would then compile everything again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
@@ -40,12 +40,15 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
-settings.register_profile(
-    "dev", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("dev", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 # The same examples on every run, so that a red build is red for everyone.
 settings.register_profile(
-    "ci", parent=settings.get_profile("dev"), max_examples=100, derandomize=True, database=None, print_blob=True
+    "ci",
+    parent=settings.get_profile("dev"),
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    print_blob=True,
 )
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
@@ -57,7 +60,8 @@ def _data_folder() -> Path | None:
 
 
 def pytest_report_header() -> str:
-    return "open data: " + ("found" if _data_folder() else "absent (set WARDCAST_DATA); tests that need it skip")
+    said = "found" if _data_folder() else "absent (set WARDCAST_DATA); tests that need it skip"
+    return f"open data: {said}"
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +72,7 @@ def repo() -> Path:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder of open data sets that ``WARDCAST_DATA`` names; skips, with the reason, where there is none."""
+    """The open data sets that ``WARDCAST_DATA`` names; skips, with the reason, where there are none."""
     if not os.environ.get("WARDCAST_DATA", "").strip():
         pytest.skip("WARDCAST_DATA is not set: this test reads the open data sets")
     folder = _data_folder()
@@ -117,7 +121,7 @@ def _refuse_elsewhere(real: Callable[..., Any], pick: Callable[..., object]) -> 
         # AF_UNIX addresses are text; internet ones are (host, port, ...).
         host = address[0] if isinstance(address, tuple) else None
         if not _is_here(host):
-            raise LeavesTheMachine(f"A test called {real.__name__} for {host!r}. Only loopback is allowed here.")
+            raise LeavesTheMachine(f"A test called {real.__name__} for {host!r}. Only loopback is allowed.")
         return real(*args, **kwargs)
 
     return guarded
@@ -130,7 +134,8 @@ def _nothing_leaves() -> Iterator[None]:
         for name in ("connect", "connect_ex"):
             real = getattr(socket.socket, name)
             patch.setattr(socket.socket, name, _refuse_elsewhere(real, lambda sock, address: address))
-        patch.setattr(socket.socket, "sendto", _refuse_elsewhere(socket.socket.sendto, lambda sock, *a: a[-1]))
+        sendto = _refuse_elsewhere(socket.socket.sendto, lambda sock, *arguments: arguments[-1])
+        patch.setattr(socket.socket, "sendto", sendto)
         for name in ("getaddrinfo", "gethostbyname", "gethostbyaddr", "create_connection"):
             real = getattr(socket, name)
             patch.setattr(socket, name, _refuse_elsewhere(real, _host_of_lookup))
