@@ -58,7 +58,7 @@ rm -f .venv/wardcast-stamp
 
 started=$SECONDS
 count=$(grep -c '==' "$lock")
-say "installing $count locked packages, about 1.7 GB with byte code; the first time takes some minutes"
+say "installing $count locked packages, about 1.9 GB with byte code; the first time takes a minute or more"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 

@@ -1,9 +1,9 @@
 """Run one benchmark of this folder and print one JSON line a figure: ``python tests/bench/run.py NAME``.
 
-A benchmark is a module here with ``bench()``, which yields mappings with ``name``, ``value`` and ``unit``, and
-if it can ``reference`` (the same work done the plain way, in the same unit) and ``goal`` (``"<= 600"``). Every
-line has the keys ``name, value, unit, reference, ratio, goal, met``; ``ratio`` is reference over value, so above
-one means faster, or smaller, than the plain way. A missed goal is a figure, not a failure.
+A benchmark is a module here with ``bench()``, which yields mappings with ``name``, ``value`` and ``unit``,
+and, where it can, ``reference`` (the same work done the plain way, same unit) and ``goal`` (``"<= 600"``).
+Every line has the keys ``name, value, unit, reference, ratio, goal, met``; ``ratio`` is reference over
+value, so above one means faster, or smaller, than the plain way. A missed goal is a figure, not a failure.
 """
 
 from __future__ import annotations
