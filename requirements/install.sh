@@ -40,25 +40,28 @@ if command -v flock >/dev/null; then
 fi
 
 # What the environment was made from. The folder is part of it: scripts in a moved .venv point to the old place.
-base="python $("$python" -c 'import sys; print(sys.base_prefix, *sys.version_info[:3])') in $PWD"
+tell='import sys; print("python", sys.base_prefix, *sys.version_info[:3])'
+base="$("$python" -c "$tell") in $PWD"
 stamp="$base; $(cat "$lock" pyproject.toml requirements/install.sh | sha256sum | cut -c1-64)"
 made_from=$(cat .venv/wardcast-stamp 2>/dev/null || true)
-if [ "$made_from" = "$stamp" ] && .venv/bin/python -c '' 2>/dev/null && [ -x .venv/bin/wardcast ]; then
+present="$(.venv/bin/python -c "import pip; $tell" 2>/dev/null || true) in $PWD"
+if [ "$made_from" = "$stamp" ] && [ "$present" = "$base" ] && [ -x .venv/bin/wardcast ]; then
   exit 0
 fi
 
-if [ "${made_from%%;*}" != "$base" ]; then
+# An environment of this Python in this place is brought up to date; any other is made anew.
+if [ "$present" != "$base" ] || [ "${made_from:+${made_from%%;*}}" != "${made_from:+$base}" ]; then
   "$python" -c 'import venv, ensurepip' 2>/dev/null || die \
     "$python cannot make environments: its venv or ensurepip is missing." \
     "On Debian: apt-get install python$version-venv (or python3-venv), then run this again."
-  say "making .venv with Python $version"
+  say "making .venv with Python $version: $(grep -c '==' "$lock") locked packages, 1.9 GB with byte code; a minute or more"
   "$python" -m venv --clear .venv
+else
+  say "bringing .venv up to date with $lock"
 fi
 rm -f .venv/wardcast-stamp
 
 started=$SECONDS
-count=$(grep -c '==' "$lock")
-say "installing $count locked packages, about 1.9 GB with byte code; the first time takes a minute or more"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
