@@ -1,0 +1,365 @@
+"""Our own checks, run before Evidently and whether or not it can run: what is wrong, where, since when, what to do.
+
+Built for the failures that hurt hospitals most and that drift statistics miss: a silent feed, a column that is gone,
+numbers as text, a unit mixed up, an alert that no longer fires. Small samples raise no alarm, and the share of false
+findings is held down (Benjamini-Hochberg).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from serving.monitoring import inputs
+from serving.monitoring.findings import ALARM, NOTE, SEVERITIES, WATCH, Batch, Finding, Limits, Reference
+from serving.monitoring.inputs import Measured, MixUp
+from serving.monitoring.schema import Matrix, conform
+from serving.monitoring.statistics import proportion_probability
+
+ACTIONS: Final[Mapping[str, str]] = {
+    "feed_silent": "Call the interface team: the feed that brings {concept} has stopped, or its code has changed "
+    "(look at the counts of unmapped codes). Scores made meanwhile lack it.",
+    "missing_more": "Find out what changed in ordering, charting or the interface for {concept}; look at rejected "
+    "events first.",
+    "missing_less": "{concept} is measured more often than where the model was trained. Usually harmless; check "
+    "calibration on these patients.",
+    "unit_wrong": "Compare one result of {concept} in the source system with the store, value and unit. Correct the "
+    "code's unit in the sending system or the code table, then send the results again as corrections.",
+    "unit_mixed": "Part of the {concept} results are far out of range: compare them with the source system, sender "
+    "by sender.",
+    "scale": "{concept} has moved as a whole. Check unit, device and code mapping before blaming the patients.",
+    "drift": "Ask whether patients, practice or devices changed. If so, check calibration on recent outcomes "
+    "before the model is trusted or refitted.",
+}
+"""What to do, by kind of finding about a concept."""
+
+FEW: Final = 4.0
+"""Enough independent values to see that nearly all of them are beyond anything usual."""
+
+RECENT: Final = timedelta(hours=24)
+"""A fault of today drowns in a week of good data, so the last day is looked at once more by itself."""
+
+RANK: Final = tuple(ACTIONS)
+"""When several things are true of one concept, the first of these is said: it explains the others."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Findings about the inputs, and the table of what was measured (None when there was nothing to measure)."""
+
+    findings: list[Finding]
+    table: pd.DataFrame | None
+
+
+def check_inputs(
+    batch: Batch,
+    reference: Reference,
+    *,
+    limits: Limits | None = None,
+    mix_ups: Mapping[str, Sequence[MixUp]] | None = None,
+) -> Checked:
+    """Compare logged inputs with the reference: schema, emptiness, missingness, units, drift. Never raises on data.
+
+    Parameters
+    ----------
+    batch : Batch
+        Scored predictions. No rows at all is a finding.
+    mix_ups : mapping of concept to its classic unit mistakes
+        See :func:`serving.monitoring.inputs.mix_ups_from_table`.
+
+    Returns
+    -------
+    Checked
+        Findings worst first, one a concept; one row a feature.
+    """
+    limits = limits or Limits()
+    conformed = conform(batch.features, reference.names)
+    if len(batch) == 0:
+        return Checked([*conformed.findings, nothing_to_check()], None)
+    absent = set(conformed.absent)
+    present = [j for j, name in enumerate(reference.names) if name not in absent]
+    watch = _watch(batch, conformed.matrix, reference, limits, mix_ups or {})
+    findings = _by_concept(watch, present)
+    told = {inputs.concept_of(f) for finding in findings for f in finding.features}
+    start = _recent(batch)
+    if start:
+        last_day = _watch(batch.tail(start), conformed.matrix[start:], reference, limits, mix_ups or {})
+        untold = [j for j in present if inputs.concept_of(reference.names[j]) not in told]
+        findings += [
+            replace(f, what=f"In the last 24 hours: {f.what}") for f in _by_concept(last_day, untold)
+        ]
+    findings = [*conformed.findings, *worst_first(findings)]
+    table = watch.measured.table
+    return Checked(findings, table.assign(finding=_kinds(table, findings)))
+
+
+def worst_first(findings: list[Finding]) -> list[Finding]:
+    """Alarms, then what to watch, then notes; otherwise the order is kept."""
+    return sorted(findings, key=lambda f: SEVERITIES.index(f.severity))
+
+
+def _recent(batch: Batch) -> int:
+    """Position of the first row of the last day; 0 when there is not much more than a day."""
+    last = batch.time.iloc[-1]
+    if last - batch.time.iloc[0] < 1.5 * RECENT:
+        return 0
+    return int((batch.time <= last - RECENT).sum())
+
+
+def nothing_to_check() -> Finding:
+    """No scored prediction in the period: the loudest silence of all."""
+    return Finding(
+        kind="no_predictions",
+        severity=ALARM,
+        what="No prediction was scored in this period, so nothing could be compared.",
+        where="the whole service",
+        certainty="certain",
+        action="If patients were in scope, find out why: is the service up, do events arrive, do all answers say "
+        "not scored? If it is new, run the monitor again once patients have been scored.",
+    )
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Everything the checks of one feature need."""
+
+    batch: Batch
+    reference: Reference
+    limits: Limits
+    measured: Measured
+    matrix: Matrix
+    mix_ups: Mapping[str, Sequence[MixUp]]
+
+    def row(self, j: int) -> pd.Series:
+        return self.measured.table.iloc[j]
+
+    def sure(self, j: int, q: float) -> str:
+        row = self.row(j)
+        return f"q {_p(q)}; {row['n']:,} values, as telling as {row['effective']:,.0f} independent ones"
+
+
+def _watch(
+    batch: Batch,
+    matrix: Matrix,
+    reference: Reference,
+    limits: Limits,
+    mix_ups: Mapping[str, Sequence[MixUp]],
+) -> _Watch:
+    return _Watch(batch, reference, limits, inputs.measure(matrix, batch, reference, limits), matrix, mix_ups)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """What one feature would say, before its concept speaks with one voice."""
+
+    kind: str
+    severity: str
+    what: str
+    certainty: str
+    size: float
+    j: int
+    since: Callable[[], datetime | None]
+    where: Callable[[], str]
+
+
+def _by_concept(watch: _Watch, present: Sequence[int]) -> list[Finding]:
+    concepts: dict[str, list[_Candidate]] = {}
+    for j in present:
+        for candidate in _candidates(watch, j):
+            concepts.setdefault(str(watch.row(j)["concept"]), []).append(candidate)
+    table = watch.measured.table
+    said = [_speak(concept, heard, table) for concept, heard in concepts.items()]
+    return worst_first([f for _, f in sorted(said, key=lambda s: (RANK.index(s[1].kind), -s[0]))])
+
+
+def _speak(concept: str, heard: list[_Candidate], table: pd.DataFrame) -> tuple[float, Finding]:
+    kind = min((c.kind for c in heard), key=RANK.index)
+    loudest = sorted((c for c in heard if c.kind == kind), key=lambda c: -c.size)
+    first = loudest[0]
+    features = list(dict.fromkeys(table["feature"].iloc[c.j] for c in [*loudest, *heard]))
+    more = f" ({len(features)} features concerned)" if len(features) > 1 else ""
+    return first.size, Finding(
+        kind=kind,
+        severity=first.severity,
+        what=first.what.format(concept=words(concept), feature=features[0]) + more,
+        where=first.where(),
+        certainty=first.certainty,
+        action=ACTIONS[kind].format(concept=words(concept)),
+        since=first.since(),
+        features=tuple(features),
+    )
+
+
+def words(concept: str) -> str:
+    """A concept as one would say it; its own label is in concepts.csv, but a monitor must not fail for want of one."""
+    return concept.replace("_", " ")
+
+
+def _candidates(watch: _Watch, j: int) -> Iterator[_Candidate]:
+    silent = list(_silent(watch, j))
+    if silent:
+        yield from silent
+        return
+    yield from _missing(watch, j)
+    yield from _unit(watch, j)
+    yield from _tail(watch, j)
+    yield from _drift(watch, j)
+
+
+def _silent(watch: _Watch, j: int) -> Iterator[_Candidate]:
+    run = inputs.silent_since(watch.measured, watch.batch, watch.reference, j)
+    if run is None or run[1] >= watch.limits.silence / len(watch.reference.names):
+        return
+    start, chance = run
+    rows = len(watch.batch) - start
+    yield _Candidate(
+        "feed_silent",
+        ALARM,
+        "No {concept} any more: {feature} is empty in all of the last " + f"{rows:,} predictions; "
+        f"{1 - watch.reference.missing[j]:.0%} had it when the model was made.",
+        f"chance {_p(chance)} counting patients, not hours",
+        rows,
+        j,
+        lambda: _instant(watch.batch, start),
+        lambda: "all units",
+    )
+
+
+def _missing(watch: _Watch, j: int) -> Iterator[_Candidate]:
+    row = watch.row(j)
+    now, usual, q = row["missing_now"], row["missing_reference"], row["missing_q"]
+    scarce = (1 - now) < (1 - usual) / 2.5 and (1 - usual) * row["effective"] >= 20
+    if not q < watch.limits.discovery_rate or (abs(now - usual) < watch.limits.missing and not scarce):
+        return
+    more = now > usual
+    sign = inputs.missing_sign(watch.measured, j)
+    yield _Candidate(
+        "missing_more" if more else "missing_less",
+        (ALARM if now - usual >= 3 * watch.limits.missing else WATCH) if more else NOTE,
+        f"{{concept}} is missing {'more' if more else 'less'} often: {{feature}} {now:.0%} of predictions, "
+        f"{usual:.0%} when the model was made.",
+        f"q {_p(q)}",
+        abs(now - usual),
+        j,
+        lambda: sign.since(watch.batch),
+        lambda: sign.where(watch.batch),
+    )
+
+
+def _unit(watch: _Watch, j: int) -> Iterator[_Candidate]:
+    row = watch.row(j)
+    if not inputs.is_level(str(row["feature"])) or not row["ks"] >= 0.5:
+        return
+    if not row["shift_q"] < watch.limits.discovery_rate:
+        return
+    values = watch.matrix[:, j]
+    expected = np.array([watch.reference.at(level)[j] for level in inputs.QUARTER_LEVELS])
+    known = (*watch.mix_ups.get(str(row["concept"]), ()), *inputs.DECIMAL)
+    mix_up, ratio = inputs.unit_mix_up(values[~np.isnan(values)], expected, known)
+    moved = np.isfinite(ratio) and ratio > 0 and abs(np.log(ratio)) >= np.log(2)
+    if mix_up is None and not moved:
+        return
+    sign = inputs.shift_sign(watch.measured, j)
+    guess = f"; it looks like {mix_up.label}" if mix_up else ""
+    yield _Candidate(
+        "unit_wrong" if mix_up else "scale",
+        ALARM,
+        f"{{concept}} has changed scale: the median of {{feature}} is {ratio:.3g} times the reference's{guess}.",
+        watch.sure(j, row["shift_q"]),
+        abs(float(np.log(ratio))) if moved else 0.5,
+        j,
+        lambda: sign.since(watch.batch),
+        lambda: sign.where(watch.batch),
+    )
+
+
+def _tail(watch: _Watch, j: int) -> Iterator[_Candidate]:
+    row = watch.row(j)
+    beyond = row["beyond"]
+    if not inputs.is_level(str(row["feature"])) or not beyond >= 0.03:
+        return
+    sign = inputs.tail_sign(watch.measured, watch.batch, j)
+    effective = row["n"] / sign.effect
+    p = float(proportion_probability(beyond, effective, sign.usual, watch.reference.n))
+    if effective < FEW or p >= watch.limits.discovery_rate / len(watch.reference.names):
+        return
+    tail = watch.matrix[sign.hit, j]
+    known = (*watch.mix_ups.get(str(row["concept"]), ()), *inputs.DECIMAL)
+    mix_up = inputs.tail_mix_up(tail, float(watch.reference.at(0.5)[j]), known)
+    if mix_up is None:
+        return
+    yield _Candidate(
+        "unit_mixed",
+        ALARM,
+        f"{beyond:.0%} of {{feature}} lie beyond what 99 % of the reference reach; they look like {mix_up.label}.",
+        f"p {_p(p)}; {row['n']:,} values, as telling as {effective:,.0f} independent ones",
+        beyond,
+        j,
+        lambda: sign.since(watch.batch),
+        lambda: sign.where(watch.batch),
+    )
+
+
+def _drift(watch: _Watch, j: int) -> Iterator[_Candidate]:
+    row = watch.row(j)
+    far = row["psi"] >= watch.limits.psi or row["ks"] >= watch.limits.ks
+    if not far or not row["shift_q"] < watch.limits.discovery_rate:
+        return
+    sign = inputs.shift_sign(watch.measured, j)
+    direction = "lower" if watch.measured.below[j] else "higher"
+    yield _Candidate(
+        "drift",
+        WATCH,
+        f"{{concept}} is distributed differently: {{feature}} runs {direction} than when the model was made "
+        f"(PSI {row['psi']:.2f}, distance {row['ks']:.2f}).",
+        watch.sure(j, row["shift_q"]),
+        float(np.nan_to_num(row["psi"])),
+        j,
+        lambda: sign.since(watch.batch),
+        lambda: sign.where(watch.batch),
+    )
+
+
+def _kinds(table: pd.DataFrame, findings: list[Finding]) -> list[str]:
+    said = {feature: f.kind for f in reversed(findings) for feature in f.features}
+    return [said.get(feature, "") for feature in table["feature"]]
+
+
+def _instant(batch: Batch, row: int) -> datetime:
+    instant: datetime = batch.time.iloc[row].to_pydatetime()
+    return instant
+
+
+def _p(p: float) -> str:
+    return "< 1e-6" if p < 1e-6 else f"{p:.2g}"
+
+
+def summarise_drift(findings: list[Finding], n_concepts: int, most: int = 8) -> list[Finding]:
+    """When a large part of the inputs has moved, say that, and keep only the largest single drifts.
+
+    Sixty findings of one kind are one finding: these are other patients. The table still holds every feature.
+    """
+    drifts = [f for f in findings if f.kind in ("drift", "missing_less")]
+    if len(drifts) <= most:
+        return findings
+    folded = {id(f) for f in drifts[most:]}
+    together = replace(
+        drifts[0],
+        kind="drift_general",
+        severity=WATCH,
+        what=f"{len(drifts)} of {n_concepts} concepts differ from the training data; the largest are listed, all are "
+        "in the table.",
+        where="all inputs",
+        certainty="each one tested, false discoveries limited to 1 %",
+        action="So many at once mean other patients, another site or another way of charting. Validate the model here "
+        "before it is used for care.",
+        features=tuple(f.features[0] for f in drifts),
+    )
+    kept = [f for f in findings if id(f) not in folded]
+    position = next((i for i, f in enumerate(kept) if f.severity != ALARM), len(kept))
+    return [*kept[:position], together, *kept[position:]]

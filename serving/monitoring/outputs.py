@@ -1,0 +1,239 @@
+"""What the model says: is the distribution of scores as before, do alerts still fire, and who was not scored, and why?
+
+An alert that no longer fires is the malfunction hardest to see, so volume is judged downwards as well as upwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from serving.monitoring.findings import ALARM, NOTE, WATCH, Finding, Limits, Reference
+from serving.monitoring.statistics import (
+    Bools,
+    Floats,
+    design_effect,
+    ks_probability,
+    poisson_probability,
+    population_stability,
+)
+
+EXPECTED_REASONS: Final = ("out_of_scope",)
+"""Not a fault: the model was never meant for these patients."""
+
+CLINICAL_REASONS: Final = ("insufficient_data",)
+"""A fault only when there is a lot of it."""
+
+RECENT: Final = timedelta(hours=24)
+SURE: Final = 0.001
+
+
+def score_histogram(probability: Floats, reference: Reference) -> Floats:
+    """Share of scores in each bin of the reference's histogram; scores beyond its ends go to the end bins."""
+    if len(probability) == 0:
+        return np.zeros(len(reference.share))
+    clipped = np.clip(probability, reference.edges[0], reference.edges[-1])
+    return np.asarray(np.histogram(clipped, reference.edges)[0] / len(clipped))
+
+
+def check_scores(scored: pd.DataFrame, reference: Reference, limits: Limits) -> list[Finding]:
+    """Has the distribution of calibrated probabilities moved?
+
+    Parameters
+    ----------
+    scored : DataFrame with ``encounter_id, prediction_time, probability``
+    """
+    probability = scored["probability"].to_numpy(np.float64)
+    n = _effective(probability, scored["encounter_id"])
+    if n < limits.min_effective:
+        return []
+    share = score_histogram(probability, reference)
+    psi = population_stability(share, reference.share, n, reference.n)
+    ks = float(np.abs(np.cumsum(share - reference.share)).max())
+    p = float(ks_probability(np.float64(ks), np.float64(n), np.float64(reference.n)))  # type: ignore[arg-type]
+    if p >= limits.discovery_rate or (psi < limits.psi and ks < limits.ks):
+        return []
+    now, usual = float(probability.mean()), mean_score(reference)
+    return [
+        Finding(
+            kind="score_shift",
+            severity=WATCH,
+            what=f"Scores are distributed differently from the model's validation: mean {now:.1%} against {usual:.1%} "
+            f"(PSI {psi:.2f}).",
+            where="all scores",
+            certainty=f"p {p:.1g}; {len(scored):,} scores, as telling as {n:,.0f} independent ones",
+            action="Look at the inputs that moved, and compare predicted with observed risk as soon as outcomes have "
+            "matured. Until then the threshold may page too often or too rarely.",
+            since=_time(scored, 0),
+        )
+    ]
+
+
+def mean_score(reference: Reference) -> float:
+    """Mean of the reference's histogram, by bin middles."""
+    return float((reference.share * (reference.edges[1:] + reference.edges[:-1]) / 2).sum())
+
+
+def check_alerts(
+    scored: pd.DataFrame, reference: Reference, threshold: float, limits: Limits
+) -> list[Finding]:
+    """Are there as many scores at or above the alert threshold as the reference lets expect? Up and down.
+
+    Three looks: silence since the last one, the whole period, the last 24 hours; the first that speaks is reported.
+
+    Parameters
+    ----------
+    scored : DataFrame with ``encounter_id, prediction_time, probability``, in order of time
+    threshold : probability of the alert
+    """
+    usual = reference.share_at_or_above(threshold)
+    if len(scored) == 0 or usual <= 0:
+        return []
+    hit = scored["probability"].to_numpy(np.float64) >= threshold
+    silence = _alert_silence(scored, hit, usual)
+    if silence:
+        return [silence]
+    recent = (scored["prediction_time"] > scored["prediction_time"].iloc[-1] - RECENT).to_numpy()
+    looks = [("in this period", np.ones(len(scored), bool)), ("in its last 24 hours", recent)]
+    for words, rows in looks if not recent.all() else looks[:1]:
+        finding = _alert_volume(scored[rows], hit[rows], usual, words, limits)
+        if finding:
+            return [finding]
+    return []
+
+
+def _alert_silence(scored: pd.DataFrame, hit: Bools, usual: float) -> Finding | None:
+    start = int(np.flatnonzero(hit)[-1]) + 1 if hit.any() else 0
+    tail = scored.iloc[start:]
+    if len(tail) == 0:
+        return None
+    # With no alert to look at, the stays say how alike their rows are: by their scores.
+    expected = usual * _effective(tail["probability"].to_numpy(np.float64), tail["encounter_id"])
+    chance = float(np.exp(-expected))
+    if chance >= SURE:
+        return None
+    return Finding(
+        kind="alerts_silent",
+        severity=ALARM,
+        what=f"No score has reached the alert threshold in the last {len(tail):,} predictions; about "
+        f"{usual * len(tail):,.0f} would be usual.",
+        where="alerts",
+        certainty=f"chance {chance:.1g} counting patients, not hours",
+        action="Treat it as a fault until shown otherwise: compare threshold and bundle with the release, look for "
+        "silent feeds below, and score one known septic patient by hand.",
+        since=_time(tail, 0),
+    )
+
+
+def _alert_volume(rows: pd.DataFrame, hit: Bools, usual: float, words: str, limits: Limits) -> Finding | None:
+    effect = len(hit) / _effective(hit.astype(np.float64), rows["encounter_id"])
+    count, expected = float(hit.sum()), usual * len(hit)
+    p = poisson_probability(count / effect, expected / effect)
+    ratio = count / expected
+    if p >= SURE or 1 / limits.rate_ratio < ratio < limits.rate_ratio or expected / effect < 3:
+        return None
+    flood = ratio > 1
+    return Finding(
+        kind="alerts_flood" if flood else "alerts_few",
+        severity=ALARM if not flood or ratio >= 3 else WATCH,
+        what=f"{count:,.0f} scores {words} are at or above the alert threshold, {expected:,.0f} would be usual "
+        f"({ratio:.1f} times).",
+        where="alerts",
+        certainty=f"p {p:.1g}, patients counted rather than hours",
+        action="Staff stop reading alerts that come too often: look for inputs that moved, then for sicker patients."
+        if flood
+        else "Patients may go unseen: look for silent feeds and changed units, then for healthier patients.",
+        since=_time(rows, 0),
+    )
+
+
+def check_not_scored(predictions: pd.DataFrame) -> list[Finding]:
+    """How many predictions in scope could not be made, by reason code.
+
+    Parameters
+    ----------
+    predictions : DataFrame with ``status, reason, prediction_time``
+        All attempts, scored or not.
+    """
+    reasons = not_scored(predictions)
+    in_scope = len(predictions) - sum(reasons.get(r, 0) for r in EXPECTED_REASONS)
+    return [f for reason, n in reasons.items() for f in _reason(predictions, reason, n, in_scope)]
+
+
+def not_scored(predictions: pd.DataFrame) -> dict[str, int]:
+    """Attempts without a score, by reason code, commonest first."""
+    rows = predictions[predictions["status"] != "scored"]
+    codes = rows["reason"].where(rows["reason"].notna() & (rows["reason"] != ""), rows["status"])
+    return {str(k): int(v) for k, v in codes.astype("str").value_counts().items()}
+
+
+def _reason(predictions: pd.DataFrame, reason: str, n: int, in_scope: int) -> Iterator[Finding]:
+    if reason in EXPECTED_REASONS or in_scope == 0:
+        return
+    share = n / in_scope
+    watch, alarm = (0.30, 0.60) if reason in CLINICAL_REASONS else (0.02, 0.20)
+    severity = ALARM if share >= alarm else WATCH if share >= watch else NOTE
+    rows = predictions[(predictions["reason"] == reason) | (predictions["status"] == reason)]
+    yield Finding(
+        kind="not_scored",
+        severity=severity if n >= 10 else NOTE,
+        what=f"{n:,} of {in_scope:,} predictions in scope ({share:.0%}) were not made: {reason}.",
+        where="scoring",
+        certainty="certain",
+        action="Nothing to do while it stays rare: new patients have few observations."
+        if reason in CLINICAL_REASONS
+        else f"Each code has its own cure: see the reason {reason!r} in the service's documentation.",
+        since=_time(rows, 0) if len(rows) else None,
+    )
+
+
+def check_fresh(predictions: pd.DataFrame, until: datetime) -> list[Finding]:
+    """Has the service stopped predicting before the period ended?"""
+    if len(predictions) == 0:
+        return []
+    last: datetime = predictions["prediction_time"].max().to_pydatetime()
+    age = until - last
+    if age < timedelta(hours=2):
+        return []
+    return [
+        Finding(
+            kind="predictions_stopped",
+            severity=ALARM if age >= timedelta(hours=6) else WATCH,
+            what=f"No prediction, scored or not, for the last {age / timedelta(hours=1):.0f} hours.",
+            where="the whole service",
+            certainty="certain",
+            action="If patients were in scope, check that the service is up and that events arrive.",
+            since=last,
+        )
+    ]
+
+
+def volume_by_period(scored: pd.DataFrame, threshold: float, periods: int = 28) -> list[dict[str, Any]]:
+    """Scores and alerts over time, in at most ``periods`` equal steps of whole hours, for a chart."""
+    if len(scored) == 0:
+        return []
+    time = scored["prediction_time"]
+    first = time.min().floor("1h")
+    hours = max(1, int(np.ceil(((time.max() - first) / pd.Timedelta(hours=1) + 1) / periods)))
+    step = ((time - first) // pd.Timedelta(hours=hours)).to_numpy(np.int64)
+    hit = scored["probability"].to_numpy(np.float64) >= threshold
+    n, alerts = np.bincount(step), np.bincount(step, weights=hit)
+    starts = [first + pd.Timedelta(hours=hours * int(k)) for k in range(len(n))]
+    return [
+        {"start": s.isoformat(), "hours": hours, "scores": int(a), "alerts": int(b)}
+        for s, a, b in zip(starts, n, alerts, strict=True)
+    ]
+
+
+def _effective(values: Floats, stays: pd.Series) -> float:
+    codes = pd.factorize(stays)[0].astype(np.int64)
+    return float(len(values) / design_effect(values[:, None], codes)[0]) if len(values) else 0.0
+
+
+def _time(rows: pd.DataFrame, position: int) -> datetime:
+    instant: datetime = rows["prediction_time"].iloc[position].to_pydatetime()
+    return instant
