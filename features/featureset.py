@@ -1,0 +1,265 @@
+"""A declared set of features: windows, ratios of last values, and clinical scores, built by one call on either road."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features import scores as bands
+from features.clock import STAY_US, parse_lookback
+from features.concepts import loader
+from features.errors import DataError, SpecError
+from features.windows import MEANING, FlatEvents, Window, build, flatten
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Last value of one concept over the last value of another, such as the shock index."""
+
+    name: str
+    numerator: str
+    denominator: str
+
+    @property
+    def windows(self) -> tuple[Window, Window]:
+        """The two last values it reads, over the whole stay."""
+        return Window(self.numerator, "last", STAY_US), Window(self.denominator, "last", STAY_US)
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """What a model reads: ``windows``, then ``ratios``, then ``scores``, all read at one ``resample`` step.
+
+    Raises
+    ------
+    SpecError
+        A concept or score is unknown, a name stands twice, or there is nothing in the set.
+    """
+
+    windows: tuple[Window, ...]
+    ratios: tuple[Ratio, ...] = ()
+    scores: tuple[str, ...] = ()
+    resample: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        known = loader.concepts()
+        asked = [w.concept for w in self.windows]
+        asked += [c for r in self.ratios for c in (r.numerator, r.denominator)]
+        unknown = sorted({c for c in asked if c not in known})
+        if unknown:
+            raise SpecError(
+                f"Unknown concepts in the feature set: {', '.join(unknown)}. See concepts.csv for the names."
+            )
+        twice = sorted({n for n in self.names if self.names.count(n) > 1})
+        if twice:
+            raise SpecError(f"Features named twice: {', '.join(twice)}. Keep one of each.")
+        if not self.names:
+            raise SpecError(
+                "The feature set is empty. Declare at least one [[features.group]], ratio or score."
+            )
+        if self.resample is not None and self.resample <= timedelta(0):
+            raise SpecError(f"resample must be positive, got {self.resample}. Write for example '1h'.")
+        for score in self.scores:
+            bands.windows(score)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Column names in order: windows, ratios, scores."""
+        return (*(w.name for w in self.windows), *(r.name for r in self.ratios), *self.scores)
+
+    @cached_property
+    def concepts(self) -> tuple[str, ...]:
+        """Every concept read, each once."""
+        return tuple(dict.fromkeys(w.concept for w in self._read))
+
+    @cached_property
+    def _read(self) -> tuple[Window, ...]:
+        """The declared windows, followed by those that only ratios and scores read."""
+        hidden = [w for r in self.ratios for w in r.windows] + [
+            w for s in self.scores for w in bands.windows(s)
+        ]
+        return tuple(dict.fromkeys((*self.windows, *hidden)))
+
+    def flatten(self, events: pd.DataFrame) -> FlatEvents:
+        """Sort the events this set reads, to build from them more than once."""
+        return flatten(events, self.concepts)
+
+    def build(
+        self, events: pd.DataFrame | FlatEvents, prediction_times: pd.DataFrame, threads: int = 1
+    ) -> npt.NDArray[np.float32]:
+        """Features at prediction times.
+
+        Parameters
+        ----------
+        events : DataFrame of cleaned canonical events, or FlatEvents of at least ``concepts``
+        prediction_times : DataFrame with ``encounter_id`` and ``prediction_time``
+        threads : int
+            Same bits for any number.
+
+        Returns
+        -------
+        float32 array of shape (n_predictions, len(names)), C order, NaN = missing.
+        """
+        if not isinstance(events, FlatEvents):
+            events = self.flatten(events)
+        n = len(self.windows)
+        if not self.ratios and not self.scores:
+            return build(events, prediction_times, self.windows, self.resample, threads)
+        out = np.empty((len(prediction_times), len(self.names)), np.float32)
+        build(events, prediction_times, self.windows, self.resample, threads, out=out)
+        declared = {w.name: out[:, k] for k, w in enumerate(self.windows)}
+        hidden = self._read[n:]
+        extra = build(events, prediction_times, hidden, self.resample, threads)
+        columns = declared | {w.name: extra[:, k] for k, w in enumerate(hidden)}
+        for k, r in enumerate(self.ratios, start=n):
+            over, under = (columns[w.name] for w in r.windows)
+            out[:, k] = bands.ratio(over, under)
+        for k, score in enumerate(self.scores, start=n + len(self.ratios)):
+            out[:, k] = bands.evaluate(score, columns)
+        return out
+
+    def concept_of(self, name: str) -> tuple[str, ...]:
+        """The concepts behind a feature: one for a window, two for a ratio, all that a score reads.
+
+        Raises
+        ------
+        DataError
+            The set has no such feature.
+        """
+        if name not in self._concepts:
+            raise DataError(f"There is no feature {name!r} in this set of {len(self.names)}.")
+        return self._concepts[name]
+
+    @cached_property
+    def _concepts(self) -> dict[str, tuple[str, ...]]:
+        table: dict[str, tuple[str, ...]] = {w.name: (w.concept,) for w in self.windows}
+        table |= {r.name: (r.numerator, r.denominator) for r in self.ratios}
+        for score in self.scores:
+            table[score] = tuple(dict.fromkeys(w.concept for w in bands.windows(score)))
+        return table
+
+    def manifest(self) -> dict[str, Any]:
+        """What a bundle keeps of its features: enough, with the events, to build them again elsewhere. JSON-able."""
+        known = loader.concepts()
+        step = None if self.resample is None else self.resample / timedelta(seconds=1)
+        return {
+            "names": list(self.names),
+            "dtypes": dict.fromkeys(self.names, "float32"),
+            "definitions": self._definitions(),
+            "resample_s": step,
+            "concepts": {
+                c: {
+                    f.name: getattr(known[c], f.name)
+                    for f in fields(known[c])
+                    if f.name not in ("name", "source")
+                }
+                for c in self.concepts
+            },
+            "membership": "time in (t - lookback, t], available_time <= t; ties by available_time, source_id, value",
+            "availability": {
+                "policy": "a source's own available_time where it has one, else time plus available_after_min",
+                "available_after_min": {c: known[c].available_after_min for c in self.concepts},
+            },
+        }
+
+    def _definitions(self) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        for w in self.windows:
+            hours = None if w.lookback_us == STAY_US else w.lookback_us / 3_600_000_000
+            table[w.name] = {
+                "concept": w.concept,
+                "statistic": w.statistic,
+                "lookback_h": hours,
+                "meaning": MEANING[w.statistic],
+            }
+        for r in self.ratios:
+            table[r.name] = {"numerator": r.numerator, "denominator": r.denominator, "statistic": "last"}
+        for score in self.scores:
+            parts = loader.scores()[score.removesuffix(bands.PARTIAL)]
+            table[score] = {
+                "partial": score.endswith(bands.PARTIAL),
+                "parts": [_finite(asdict(p)) for p in parts],
+            }
+        return table
+
+    @classmethod
+    def from_spec(cls, table: Mapping[str, Any]) -> FeatureSet:
+        """Read the ``[features]`` table of a spec.
+
+        Keys: ``resample`` (such as ``"1h"``), ``ratios``, ``scores`` and ``group``, each group a list of concepts and a
+        list of statistics with a lookback as suffix (``max_24h``) or none (the whole stay).
+
+        Raises
+        ------
+        SpecError
+            Names the key and what it should hold.
+        """
+        _only(table, ("resample", "ratios", "scores", "group"), "[features]")
+        windows: list[Window] = []
+        for k, group in enumerate(_list(table, "group", "[features]")):
+            where = f"[[features.group]] number {k + 1}"
+            _only(group, ("concepts", "statistics"), where)
+            pairs = [
+                (c, s)
+                for c in _strings(group, "concepts", where)
+                for s in _strings(group, "statistics", where)
+            ]
+            windows += [Window.parse(c, s) for c, s in pairs]
+        ratios = []
+        for entry in _list(table, "ratios", "[features]"):
+            _only(entry, ("name", "numerator", "denominator"), "A ratio in [features]", every=True)
+            ratios.append(Ratio(**entry))
+        scores = _strings(table, "scores", "[features]") if "scores" in table else ()
+        return cls(tuple(windows), tuple(ratios), tuple(scores), _step(table.get("resample")))
+
+
+def _step(text: object) -> timedelta | None:
+    if text is None:
+        return None
+    try:
+        lookback = parse_lookback(str(text))
+    except DataError:
+        lookback = STAY_US
+    if lookback == STAY_US:
+        raise SpecError(f"[features] resample is {text!r}. Write a positive duration, for example '1h'.")
+    return timedelta(microseconds=lookback)
+
+
+def _only(table: object, keys: Sequence[str], where: str, every: bool = False) -> None:
+    if not isinstance(table, Mapping):
+        raise SpecError(f"{where} must be a table with {', '.join(keys)}.")
+    odd = [k for k in table if k not in keys]
+    absent = [k for k in keys if k not in table] if every else []
+    if odd or absent:
+        wrong = f"does not know {', '.join(map(str, odd))}" if odd else f"lacks {', '.join(absent)}"
+        raise SpecError(f"{where} {wrong}. Its keys are {', '.join(keys)}.")
+
+
+def _list(table: Mapping[str, Any], key: str, where: str) -> Iterable[Any]:
+    value = table.get(key, [])
+    if not isinstance(value, list | tuple):
+        raise SpecError(f"{where} {key} must be a list, got {type(value).__name__}.")
+    return value
+
+
+def _strings(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = table.get(key)
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(v, str) for v in value):
+        raise SpecError(f"{where} needs {key}: a list of names, not empty.")
+    return tuple(value)
+
+
+def _finite(value: Any) -> Any:
+    """The same structure with lists for tuples and null for -inf, which JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and np.isinf(value) else value
