@@ -1,0 +1,80 @@
+"""Who may be scored: one function for batch and service, so that both refuse alike.
+
+Reasons are ``out_of_scope`` (not the population the model was trained on) and ``insufficient_data`` (the
+population, but nothing to go by). A score is never made up for either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features.errors import SpecError
+from models.spec import Spec
+
+SCORED: Final = "scored"
+OUT_OF_SCOPE: Final = "out_of_scope"
+INSUFFICIENT_DATA: Final = "insufficient_data"
+KEYS: Final = ("encounter_classes", "min_age", "vitals", "recent_h", "min_vitals")
+
+Matrix = npt.NDArray[np.float32]
+
+
+def scope_of(spec: Spec) -> dict[str, Any]:
+    """The ``[scope]`` table of a spec, complete.
+
+    Raises
+    ------
+    SpecError
+        A key is missing, or a vital has no ``hours_since_last`` among the features.
+    """
+    scope = spec.section("scope")
+    missing = [k for k in KEYS if k not in scope]
+    if missing:
+        raise SpecError(f"Spec section [scope] of {spec.name} lacks {', '.join(missing)}.")
+    absent = [v for v in scope["vitals"] if f"{v}__hours_since_last" not in spec.features.names]
+    if absent:
+        raise SpecError(
+            f"[scope] counts {', '.join(absent)}, but the features have no hours_since_last of them."
+        )
+    return scope
+
+
+def recent_vitals(matrix: Matrix, spec: Spec) -> npt.NDArray[np.int64]:
+    """How many of the scope's vital signs were seen within its recent hours, shape (n,), read off the features."""
+    scope = scope_of(spec)
+    columns = [spec.features.names.index(f"{v}__hours_since_last") for v in scope["vitals"]]
+    return np.asarray((matrix[:, columns] <= scope["recent_h"]).sum(axis=1), dtype=np.int64)
+
+
+def assess(
+    encounter_class: Sequence[str] | pd.Series,
+    age_years: npt.ArrayLike,
+    n_recent_vitals: npt.ArrayLike,
+    spec: Spec,
+) -> npt.NDArray[np.object_]:
+    """Say of each row whether it can be scored, and if not, why.
+
+    Parameters
+    ----------
+    encounter_class : "ed", "ward" or "icu", shape (n,)
+    age_years : float, shape (n,)
+        NaN where unknown: then nobody can say that the patient is an adult, which is ``insufficient_data``.
+    n_recent_vitals : int, shape (n,)
+        From :func:`recent_vitals`.
+
+    Returns
+    -------
+    ``scored``, ``out_of_scope`` or ``insufficient_data``, shape (n,).
+    """
+    scope = scope_of(spec)
+    age = np.asarray(age_years, dtype=np.float64)
+    elsewhere = ~np.isin(np.asarray(encounter_class, dtype=object), scope["encounter_classes"])
+    outside = elsewhere | (age < scope["min_age"])
+    unknown = np.isnan(age) | (np.asarray(n_recent_vitals) < scope["min_vitals"])
+    statuses = np.select([outside, unknown], [OUT_OF_SCOPE, INSUFFICIENT_DATA], SCORED)
+    return statuses.astype(object)
