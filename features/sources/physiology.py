@@ -220,7 +220,7 @@ def draws(course: Course, stays: pd.DataFrame, rng: np.random.Generator) -> dict
     alarm = np.clip(course.strength["bleeding"] + 0.4 * course.strength["fever"], 0, 1.2)
     workup = _workup(stays["onset_h"].to_numpy("float64"), shape, rng)
     chance = {
-        "chemistry": 0.9 * first + 0.92 * morning + 0.35 * evening + 0.02 + 0.05 * worry + 0.03 * alarm + 0.9 * workup,
+        "chemistry": 0.9 * first + 0.92 * morning + 0.22 * evening + 0.02 + 0.05 * worry + 0.03 * alarm + 0.9 * workup,
         "gas": 0.5 * first * vent + 0.2 * vent * (t < 12) + 0.11 * vent * (t >= 12) + 0.006
         + 0.12 * course.strength["perfusion"] + 0.6 * workup,
         "glucose": 0.10 + 0.12 * vent + 0.05 * worry,
@@ -254,7 +254,7 @@ def _riders(
     return {
         "minerals": chemistry & some(0.75),
         "count": (chemistry & some(0.85)) | (made["clotting"] & some(0.5)),
-        "lactate": (made["gas"] & some(np.clip(0.25 + 0.5 * worry, 0, 1))) | (workup & some(0.8)),
+        "lactate": (made["gas"] & some(np.clip(0.3 + 0.5 * worry, 0, 1))) | (workup & some(0.8)),
         "fibrinogen": made["clotting"] & some(0.12),
         "conjugated": made["liver"] & some(0.1),
         "glucose": made["glucose"] | (chemistry & some(0.9)),

@@ -316,7 +316,7 @@ def _intensive_care(
             "surgical": asks["specialty"].isin(["surgery", "orthopaedics"]).to_numpy(),
             "start_hour": _local_hour(asks["admission"].to_numpy("int64"), timezone),
             "ventilated": rng.random(n) < np.where(asks["mode"] == "elective", 0.5, 0.36),
-            "ventilated_h": np.exp(rng.normal(np.log(16), 0.8, n)),
+            "ventilated_h": np.exp(rng.normal(np.log(28), 0.8, n)),
         }
     )  # fmt: skip
     stays = _illness(stays, septic_share, rng)

@@ -288,7 +288,7 @@ def known_at(visits: pd.DataFrame, at: datetime) -> pd.DataFrame:
     admit, the unit is ``ED`` until a bed is reached (for those who came through the emergency department).
     """
     now = pd.Timestamp(at)
-    seen: pd.DataFrame = visits[visits["arrival_time"] <= now].reset_index(drop=True)
+    seen = visits.loc[visits["arrival_time"] <= now].reset_index(drop=True)
     for column in TIMES[1:]:
         seen[column] = seen[column].mask(seen[column] > now)
     waiting = seen["admission_time"].isna()
@@ -320,8 +320,10 @@ def visit_events(visits: pd.DataFrame) -> pd.DataFrame:
 
 def _visit_facts(visits: pd.DataFrame, concept: str, values: np.ndarray) -> pd.DataFrame:
     keep = ~np.isnan(values)
-    rows = visits.loc[keep, ["subject_id", "encounter_id", "arrival_time"]].reset_index(drop=True)
-    return rows.assign(
+    rows: pd.DataFrame = visits.loc[keep, ["subject_id", "encounter_id", "arrival_time"]].reset_index(
+        drop=True
+    )
+    facts = rows.assign(
         time=rows["arrival_time"],
         available_time=rows["arrival_time"],
         code=f"WARDCAST//{concept}",
@@ -331,7 +333,8 @@ def _visit_facts(visits: pd.DataFrame, concept: str, values: np.ndarray) -> pd.D
         unit=None,
         status="final",
         source_id="visit",
-    )[list(EVENT_COLUMNS)]
+    )
+    return facts[list(EVENT_COLUMNS)]
 
 
 def attendance_encounters(visits: pd.DataFrame) -> pd.DataFrame:
