@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from features.clock import HOUR_US, UTC_US, micros
+from features.clock import HOUR_US, UTC_US
 from features.errors import DataError
 
 EVENT_COLUMNS: Final[dict[str, str]] = {
@@ -42,6 +42,7 @@ ENCOUNTER_COLUMNS: Final[dict[str, str]] = {
 }
 
 TIMES: Final = ("time", "available_time")
+NAT: Final = np.iinfo(np.int64).min
 STATUSES: Final = ("final", "corrected", "preliminary", "deleted")
 
 # What an encounter says about its patient becomes events as well, so that windows read one kind of thing.
@@ -65,7 +66,9 @@ def validate(events: pd.DataFrame) -> pd.DataFrame:
     """
     missing = [c for c in EVENT_COLUMNS if c not in events.columns]
     if missing:
-        raise DataError(f"Event table lacks {', '.join(missing)}. See features/events.py for what each column means.")
+        raise DataError(
+            f"Event table lacks {', '.join(missing)}. See features/events.py for what each column means."
+        )
     for column in TIMES:
         if events[column].dtype != UTC_US:
             raise DataError(
@@ -77,7 +80,9 @@ def validate(events: pd.DataFrame) -> pd.DataFrame:
             raise DataError(f"{empty:,} of {len(events):,} events have no {column}. Every fact needs one.")
     infinite = int(np.isinf(events["numeric_value"].to_numpy(dtype="float64")).sum())
     if infinite:
-        raise DataError(f"{infinite:,} of {len(events):,} events have an infinite numeric_value. Send null instead.")
+        raise DataError(
+            f"{infinite:,} of {len(events):,} events have an infinite numeric_value. Send null instead."
+        )
     return events[list(EVENT_COLUMNS)]
 
 
@@ -95,40 +100,50 @@ def encounter_events(encounters: pd.DataFrame) -> pd.DataFrame:
     ``icu_admission`` (1, at the admission) and ``hours_before_icu`` (hospital to ICU admission). A fact that is
     empty in the encounter makes no event.
     """
-    icu = encounters["icu_admission_time"]
-    known = icu.fillna(encounters["hospital_admission_time"])
-    both = (icu.notna() & encounters["hospital_admission_time"].notna()).to_numpy()
-    before = np.full(len(encounters), np.nan)
-    if both.any():
-        earlier = micros(encounters.loc[both, "hospital_admission_time"])
-        before[both] = (micros(icu[both]) - earlier) / HOUR_US
+    icu, hospital = (
+        _instants(encounters, "icu_admission_time"),
+        _instants(encounters, "hospital_admission_time"),
+    )
+    in_icu = icu != NAT
+    known = np.where(in_icu, icu, hospital)
+    before = np.where(in_icu & (hospital != NAT), (icu - hospital) / HOUR_US, np.nan)
     facts: dict[str, np.ndarray] = {
         "age_years": encounters["age_years"].to_numpy(dtype="float64"),
         "male": _one_hot(encounters["sex"], "male", "female"),
         "medical_icu": _one_hot(encounters["icu_type"], "medical", "surgical"),
-        "icu_admission": np.where(icu.notna(), 1.0, np.nan),
+        "icu_admission": np.where(in_icu, 1.0, np.nan),
         "hours_before_icu": before,
     }
-    parts = [_facts(encounters, known, concept, values) for concept, values in facts.items()]
-    return pd.concat(parts, ignore_index=True)
+    rows = [np.flatnonzero(~np.isnan(values) & (known != NAT)) for values in facts.values()]
+    which = np.concatenate(rows)
+    concept = np.repeat(np.array(list(facts), dtype=object), [len(r) for r in rows])
+    when = pd.Series(pd.DatetimeIndex(known[which].view("datetime64[us]"), tz="UTC"))
+    return pd.DataFrame(
+        {
+            "subject_id": encounters["subject_id"].take(which).reset_index(drop=True),
+            "encounter_id": encounters["encounter_id"].take(which).reset_index(drop=True),
+            "time": when,
+            "available_time": when,
+            "code": "WARDCAST//" + pd.Series(concept),
+            "concept": pd.Series(concept),
+            "numeric_value": np.concatenate([v[r] for v, r in zip(facts.values(), rows, strict=True)]),
+            "text_value": None,
+            "unit": None,
+            "status": "final",
+            "source_id": "encounter",
+        }
+    )
+
+
+def _instants(table: pd.DataFrame, column: str) -> np.ndarray:
+    if table[column].dtype != UTC_US:
+        raise DataError(
+            f"Encounter column {column!r} is {table[column].dtype}, expected {UTC_US}. "
+            "Read it with features.clock.to_utc."
+        )
+    micros: np.ndarray = table[column].array.asi8
+    return micros
 
 
 def _one_hot(values: pd.Series, one: str, zero: str) -> np.ndarray:
     return np.select([(values == one).to_numpy(bool), (values == zero).to_numpy(bool)], [1.0, 0.0], np.nan)
-
-
-def _facts(encounters: pd.DataFrame, known: pd.Series, concept: str, values: np.ndarray) -> pd.DataFrame:
-    keep = ~np.isnan(values) & known.notna().to_numpy()
-    rows = encounters.loc[keep, ["subject_id", "encounter_id"]].reset_index(drop=True)
-    when = known[keep].reset_index(drop=True).astype(UTC_US)
-    return rows.assign(
-        time=when,
-        available_time=when,
-        code=f"WARDCAST//{concept}",
-        concept=concept,
-        numeric_value=values[keep],
-        text_value=None,
-        unit=None,
-        status="final",
-        source_id="encounter",
-    )[list(EVENT_COLUMNS)]
