@@ -6,6 +6,7 @@ Inside the house an instant is UTC. Tables hold it as ``datetime64[us, UTC]``, k
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -51,10 +52,10 @@ def parse_lookback(text: str) -> int:
     if text == "stay":
         return int(STAY_US)
     try:
-        delta = pd.Timedelta(text)
+        delta = pd.Timedelta(re.sub(r"d$", "D", text))
     except ValueError:
         delta = pd.Timedelta(0)
-    if delta <= pd.Timedelta(0):
+    if delta < pd.Timedelta(microseconds=1):
         raise DataError(f"Lookback {text!r} is not a positive duration. Write for example '6h', '7d' or 'stay'.")
     return int(delta / pd.Timedelta(microseconds=1))
 

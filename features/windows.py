@@ -76,11 +76,11 @@ class Window:
 
     @property
     def name(self) -> str:
-        """``heart_rate__max_24h``; a lookback over the whole stay has no suffix."""
+        """``heart_rate__max_24h``; hours up to a week, a lookback over the whole stay has no suffix."""
         if self.lookback_us == STAY_US:
             return f"{self.concept}__{self.statistic}"
-        unit = "h" if self.lookback_us % _UNIT_US["h"] == 0 else ""
-        unit = unit or next(u for u, size in _UNIT_US.items() if self.lookback_us % size == 0)
+        fits = [u for u, size in _UNIT_US.items() if self.lookback_us % size == 0]
+        unit = "h" if "h" in fits and self.lookback_us < 7 * _UNIT_US["d"] else fits[0]
         return f"{self.concept}__{self.statistic}_{self.lookback_us // _UNIT_US[unit]}{unit}"
 
     @classmethod
@@ -163,8 +163,14 @@ def flatten(events: pd.DataFrame, concepts: Sequence[str]) -> FlatEvents:
     keep = np.flatnonzero((concept >= 0) & (encounter >= 0))
     time, available = _micros(events, "time"), _micros(events, "available_time")
     value = events["numeric_value"].to_numpy(dtype=np.float64, na_value=np.nan)
+    infinite = int(np.isinf(value[keep]).sum())
+    if infinite:
+        raise DataError(
+            f"{infinite:,} of {keep.size:,} events have an infinite numeric_value. Run features.clean first."
+        )
     superseded, gone = _revisions(events, keep, encounter, concept, available)
-    keep = keep[~(np.isnan(value[keep]) | gone[keep])] if gone.size else keep[~np.isnan(value[keep])]
+    absent = np.isnan(value[keep])
+    keep = keep[~(absent | gone[keep])] if gone.size else keep[~absent]
     order = kernels.spread(encounter, len(ids), kernels.spread(concept, len(names), keep))
     group = encounter[order] * len(names) + concept[order]
     start = np.zeros(len(ids) * len(names) + 1, np.int64)

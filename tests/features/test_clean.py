@@ -1,0 +1,176 @@
+"""Cleaning: every event is used or set aside with a reason, and one is treated like ten million."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.clean import REASONS, REMEDIES, clean
+from features.concepts import loader
+from features.errors import DataError
+
+Tell = Callable[[list[dict[str, Any]]], pd.DataFrame]
+
+
+def one(tell: Tell, **row: Any) -> tuple[str, float, str] | str:
+    """(concept, value, unit) of one event, or the reason why it was set aside."""
+    usable, account = clean(tell([{"time": 0, "concept": None, **row}]))
+    if len(usable) == 0:
+        return str(account.set_aside["reason"][0])
+    return usable["concept"][0], usable["numeric_value"][0], usable["unit"][0]
+
+
+def test_a_loinc_code_in_fahrenheit_becomes_celsius(tell: Tell) -> None:
+    found = one(tell, code="LOINC//8310-5", value=98.6, unit="[degF]")
+    assert found == ("temperature", pytest.approx(37.0), "Cel")
+
+
+def test_an_empty_unit_means_the_unit_of_the_code(tell: Tell) -> None:
+    assert one(tell, code="LOINC//14682-9", value=88.4) == (
+        "creatinine",
+        pytest.approx(1.0, rel=1e-4),
+        "mg/dL",
+    )
+    assert one(tell, code="LOINC//14682-9", value=88.4, unit="") == (
+        "creatinine",
+        pytest.approx(1.0, rel=1e-4),
+        "mg/dL",
+    )
+
+
+def test_lactate_of_physionet_is_in_mmol(tell: Tell) -> None:
+    # Its documentation says mg/dL; a median near 2 and values to 25 can only be mmol/L.
+    assert one(tell, code="PHYSIONET2019//Lactate", value=2.1) == ("lactate", 2.1, "mmol/L")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"code": "LOCAL//17", "value": 1}, "unknown_concept"),
+        ({"code": None, "value": 1}, "unknown_concept"),
+        ({"code": "LOINC//8867-4", "value": 80, "unit": "mm[Hg]"}, "unit_unknown"),
+        ({"code": "LOINC//8867-4"}, "not_a_number"),
+        ({"code": "LOINC//8867-4", "value": "inf"}, "not_a_number"),
+        ({"code": "LOINC//8867-4", "value": 301}, "impossible_value"),
+        ({"code": "LOINC//8867-4", "value": -1}, "impossible_value"),
+        ({"code": "PHYSIONET2019//FiO2", "value": 4000}, "impossible_value"),
+        ({"code": "PHYSIONET2019//FiO2", "value": -50}, "impossible_value"),
+        ({"code": "PHYSIONET2019//Temp", "value": 50}, "impossible_value"),
+        ({"code": "PHYSIONET2019//Calcium", "value": 1.1}, "impossible_value"),
+    ],
+)
+def test_what_cannot_be_used_is_set_aside_with_its_reason(
+    tell: Tell, row: dict[str, Any], reason: str
+) -> None:
+    assert one(tell, **row) == reason
+    assert reason in REMEDIES
+
+
+@pytest.mark.parametrize("value", [0, 300])
+def test_the_ends_of_a_range_are_plausible(tell: Tell, value: float) -> None:
+    assert one(tell, code="LOINC//8867-4", value=value) == ("heart_rate", value, "/min")
+
+
+def test_oxygen_of_forty_without_a_unit_is_a_percentage(tell: Tell) -> None:
+    assert one(tell, code="WARDCAST//fio2", value=40) == ("fio2", pytest.approx(0.4), "1")
+    assert one(tell, code="LOINC//3150-0", value=0.4) == ("fio2", 0.4, "1")
+    assert one(tell, code="LOINC//3150-0", value=40) == ("fio2", pytest.approx(0.4), "1")
+    assert one(tell, code="WARDCAST//fio2", value=40, unit="1") == "impossible_value"
+
+
+def test_a_known_concept_stands_when_the_local_code_is_unknown(tell: Tell) -> None:
+    assert one(tell, code="LOCAL//17", concept="lactate", value=18.0, unit="mg/dL")[0] == "lactate"
+    assert one(tell, code="LOCAL//17", concept="gibberish", value=18.0) == "unknown_concept"
+    assert one(tell, code="LOINC//8867-4", concept="lactate", value=80)[0] == "heart_rate"
+
+
+def test_a_word_that_stands_for_a_number_is_read(tell: Tell) -> None:
+    assert one(tell, code="WARDCAST//acvpu", text=" Voice")[1] == 2
+    assert one(tell, code="WARDCAST//acvpu", text="asleep") == "not_a_number"
+    assert one(tell, code="WARDCAST//heart_rate", text="a") == "not_a_number"
+
+
+def test_a_deletion_needs_no_value(tell: Tell) -> None:
+    usable, account = clean(
+        tell([{"time": 0, "code": "LOINC//8867-4", "status": "deleted", "unit": "nonsense"}])
+    )
+    assert len(usable) == 1
+    assert account.reasons == {}
+
+
+def test_the_account_adds_up_and_gives_positions(tell: Tell) -> None:
+    events = tell(
+        [
+            {"time": 0, "code": "LOINC//8867-4", "value": 80},
+            {"time": 0, "code": "LOCAL//17", "value": 80},
+            {"time": 0, "code": "LOINC//8310-5", "value": 98.6, "unit": "[degF]"},
+            {"time": 0, "code": "LOINC//8867-4", "value": 999},
+            {"time": 0, "code": "WARDCAST//fio2", "value": 40},
+        ]
+    )
+    events["concept"] = None
+    usable, account = clean(events)
+    assert (account.read, account.mapped, account.converted, account.repaired) == (5, 4, 1, 1)
+    assert account.set_aside.to_dict("list") == {
+        "position": [1, 3],
+        "reason": ["unknown_concept", "impossible_value"],
+    }
+    assert account.reasons == {"unknown_concept": 1, "impossible_value": 1}
+    assert len(usable) + len(account.set_aside) == account.read
+    assert usable.index.tolist() == [0, 1, 2]
+    assert list(usable.columns) == list(events.columns)
+
+
+def test_no_events_clean_to_no_events(tell: Tell) -> None:
+    usable, account = clean(tell([]))
+    assert len(usable) == 0
+    assert account.reasons == {}
+
+
+def test_words_in_the_number_column_are_refused_with_the_cure(tell: Tell) -> None:
+    events = tell([{"time": 0, "value": 1}])
+    with pytest.raises(DataError, match="words in text_value"):
+        clean(events.assign(numeric_value=["eighty"]))
+    with pytest.raises(DataError, match="lacks unit"):
+        clean(events.drop(columns="unit"))
+
+
+codes = st.sampled_from([*loader.codes(), "LOCAL//17", None])
+units = st.sampled_from([None, "", "mmol/L", "mg/dL", "[degF]", "%", "kPa", "1", "nonsense"])
+values = st.one_of(st.floats(-60, 4000), st.just(math.nan), st.just(math.inf))
+row = st.fixed_dictionaries(
+    {"code": codes, "unit": units, "value": values, "concept": st.sampled_from([None, "lactate"])}
+)
+
+
+@given(st.lists(row, max_size=12))
+def test_a_row_is_cleaned_alike_alone_in_a_crowd_and_as_categories(
+    tell: Tell, rows: list[dict[str, Any]]
+) -> None:
+    events = tell([{"time": 0, **r} for r in rows])
+    usable, account = clean(events)
+    coded, same = clean(
+        events.astype(dict.fromkeys(["code", "unit", "concept", "status", "text_value"], "category"))
+    )
+    wanted = ["concept", "numeric_value", "unit"]
+    pd.testing.assert_frame_equal(usable[wanted], coded[wanted])
+    assert account.reasons == same.reasons
+    alone = [clean(events.iloc[[k]]) for k in range(len(events))]
+    np.testing.assert_array_equal([v for u, _ in alone for v in u["numeric_value"]], usable["numeric_value"])
+    assert [r for _, a in alone for r in a.set_aside["reason"]] == account.set_aside["reason"].tolist()
+    assert set(account.reasons) <= set(REASONS)
+
+
+@given(st.lists(row, max_size=12))
+def test_cleaning_twice_changes_nothing(tell: Tell, rows: list[dict[str, Any]]) -> None:
+    usable, _ = clean(tell([{"time": 0, **r} for r in rows]))
+    again, account = clean(usable)
+    pd.testing.assert_frame_equal(again, usable)
+    assert account.reasons == {}

@@ -1,0 +1,411 @@
+"""Windows: what belongs to one, what may be read, and that fast, slow, batch and bedside agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features import kernels
+from features.clock import HOUR_US, STAY_US, UTC_US
+from features.errors import DataError, SpecError
+from features.windows import MEANING, STATISTICS, Window, build, flatten
+
+Tell = Callable[[list[dict[str, Any]]], pd.DataFrame]
+When = Callable[..., pd.DataFrame]
+HOURLY = timedelta(hours=1)
+
+
+def window(text: str, concept: str = "heart_rate") -> Window:
+    return Window.parse(concept, text)
+
+
+def value(events: pd.DataFrame, rows: pd.DataFrame, text: str, resample: timedelta | None = None) -> float:
+    return float(build(events, rows, [window(text)], resample)[0, 0])
+
+
+# What belongs to a window
+
+
+def test_the_prediction_time_itself_belongs_to_the_window(tell: Tell, when: When) -> None:
+    events = tell([{"time": 6, "value": 90}])
+    assert value(events, when(6), "last_6h") == 90
+
+
+def test_what_is_exactly_one_lookback_old_has_left(tell: Tell, when: When) -> None:
+    events = tell([{"time": 0, "value": 90}])
+    assert value(events, when(6), "count_6h") == 0
+    assert math.isnan(value(events, when(6), "last_6h"))
+    assert value(events, when(6 - 1e-9 * 3600), "count_6h") == 1
+
+
+def test_a_stay_lookback_reaches_the_first_event(tell: Tell, when: When) -> None:
+    events = tell([{"time": -24 * 400, "value": 61}, {"time": 0, "value": 90}])
+    assert value(events, when(1), "first") == 61
+
+
+def test_an_encounter_without_events_has_counts_of_zero_and_nothing_else(tell: Tell, when: When) -> None:
+    rows = when(1, encounter="unknown")
+    for events in (tell([{"time": 0, "value": 90}]), tell([])):
+        found = build(events, rows, [window(s) for s in STATISTICS])[0]
+        assert found[STATISTICS.index("count")] == 0
+        assert np.isnan(np.delete(found, STATISTICS.index("count"))).all()
+
+
+def test_no_predictions_make_no_rows(tell: Tell, when: When) -> None:
+    assert build(tell([{"time": 0, "value": 90}]), when(), [window("last")]).shape == (0, 1)
+
+
+# Worked by hand
+
+
+def test_a_morning_of_heart_rates(tell: Tell, when: When) -> None:
+    # 80 at 09:00, 90 at 10:00, 100 at 11:30, asked at 12:00. Mean 90, deviations -10, 0, 10: std 10.
+    # Hours -1.5, -0.5 (less the mean -1.1667+...): slope = 23.333 / 3.1667 = 150/19 per hour.
+    # Held 1 h, 1.5 h, 0.5 h: (80 + 135 + 50) / 3.
+    events = tell([{"time": 0, "value": 80}, {"time": 1, "value": 90}, {"time": 2.5, "value": 100}])
+    expected = {
+        "last": 100, "hours_since_last": 0.5, "count": 3, "min": 80, "max": 100, "mean": 90, "std": 10,
+        "slope": 150 / 19, "first": 80, "delta": 10, "delta_from_first": 20, "sum": 270, "twmean": 265 / 3,
+    }  # fmt: skip
+    assert set(expected) == set(STATISTICS) == set(MEANING)
+    for name, worked in expected.items():
+        assert value(events, when(3), name) == pytest.approx(worked, rel=1e-7), name
+
+
+def test_one_value_has_no_spread_no_trend_and_no_change(tell: Tell, when: When) -> None:
+    events = tell([{"time": 0, "value": 80}])
+    for name in ("std", "slope", "delta"):
+        assert math.isnan(value(events, when(1), name)), name
+    assert value(events, when(1), "delta_from_first") == 0
+
+
+def test_values_at_one_instant_have_no_slope(tell: Tell, when: When) -> None:
+    events = tell([{"time": 0, "value": 80, "source_id": "a"}, {"time": 0, "value": 90, "source_id": "b"}])
+    assert math.isnan(value(events, when(1), "slope"))
+    assert value(events, when(1), "twmean") == 90
+
+
+def test_a_steady_value_has_a_spread_of_exactly_zero(tell: Tell, when: When) -> None:
+    events = tell([{"time": k / 7, "value": 36.6} for k in range(40)])
+    assert value(events, when(6), "std") == 0
+    assert value(events, when(6), "mean") == np.float32(36.6)
+
+
+# Ties
+
+
+def test_ties_break_by_availability_then_source_then_value(tell: Tell, when: When) -> None:
+    late = [{"time": 0, "available": 1, "value": 70}, {"time": 0, "available": 0, "value": 99}]
+    assert value(tell(late), when(2), "last") == 70
+    source = [{"time": 0, "value": 70, "source_id": "b"}, {"time": 0, "value": 99, "source_id": "a"}]
+    assert value(tell(source), when(2), "last") == 70
+    assert value(tell([{"time": 0, "value": 70}, {"time": 0, "value": 99}]), when(2), "last") == 99
+
+
+# What may be read
+
+
+def test_a_result_counts_from_when_it_was_available(tell: Tell, when: When) -> None:
+    events = tell([{"time": 0, "available": 2, "value": 4.1, "concept": "lactate"}])
+    asked = [Window.parse("lactate", s) for s in ("last", "hours_since_last")]
+    found = build(events, when(1, 2, 3), asked)
+    assert np.isnan(found[0]).all()
+    assert found[1:].tolist() == [[np.float32(4.1), 2.0], [np.float32(4.1), 3.0]]
+
+
+def test_a_correction_replaces_only_once_it_is_known(tell: Tell, when: When) -> None:
+    events = tell(
+        [
+            {"time": 0, "value": 180, "source_id": "x"},
+            {"time": 0, "available": 2, "value": 80, "source_id": "x", "status": "corrected"},
+        ]
+    )
+    found = build(events, when(1, 2), [window("last"), window("count"), window("max")])
+    assert found.tolist() == [[180, 1, 180], [80, 1, 80]]
+
+
+def test_a_deleted_value_counts_until_its_deletion_is_known(tell: Tell, when: When) -> None:
+    events = tell(
+        [
+            {"time": 0, "value": 180, "source_id": "x"},
+            {"time": 0, "available": 2, "source_id": "x", "status": "deleted"},
+        ]
+    )
+    assert build(events, when(1, 2), [window("count")]).tolist() == [[1], [0]]
+
+
+def test_a_final_result_replaces_the_preliminary_one(tell: Tell, when: When) -> None:
+    events = tell(
+        [
+            {"time": 0, "value": 3.0, "source_id": "x", "status": "preliminary"},
+            {"time": 0, "available": 2, "value": 3.2, "source_id": "x"},
+        ]
+    )
+    found = build(events, when(1, 3), [window("last"), window("count")])
+    assert found.tolist() == [[3.0, 1], [np.float32(3.2), 1]]
+
+
+def test_two_final_facts_that_share_a_source_id_both_stand(tell: Tell, when: When) -> None:
+    events = tell(
+        [{"time": 0, "value": 1, "source_id": "panel"}, {"time": 1, "value": 2, "source_id": "panel"}]
+    )
+    assert value(events, when(1), "count") == 2
+
+
+# Resampling
+
+
+def test_resampling_reads_the_latest_of_each_hour_and_dates_it_to_the_hour(tell: Tell, when: When) -> None:
+    # Asked at 12:00: (11, 12] holds 11:15 and 11:45, (10, 11] nothing, (9, 10] holds 10:00.
+    events = tell([{"time": 1, "value": 80}, {"time": 2.25, "value": 95}, {"time": 2.75, "value": 91}])
+    expected = {"last": 91, "count": 2, "hours_since_last": 0, "max": 91, "first": 80, "slope": 11 / 2}
+    for name, worked in expected.items():
+        assert value(events, when(3), name, HOURLY) == worked, name
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(300, 2000)), min_size=1, max_size=8),
+    st.integers(0, 14),
+)
+def test_repeating_a_vital_every_minute_changes_nothing_that_is_hourly(
+    tell: Tell, when: When, readings: list[tuple[int, int]], now: int
+) -> None:
+    readings = list(dict(readings).items())
+    once = tell([{"time": hour, "value": v / 10} for hour, v in readings])
+    minutes = [(hour - minute / 60, v) for hour, v in readings for minute in range(60)]
+    often = tell([{"time": time, "value": v / 10} for time, v in minutes])
+    asked = [window(f"{s}{suffix}") for s in STATISTICS for suffix in ("", "_6h", "_24h")]
+    same = build(once, when(now), asked, HOURLY), build(often, when(now), asked, HOURLY)
+    np.testing.assert_array_equal(*same)
+
+
+# Equal to the oracle, and to itself
+
+ENCOUNTERS, CONCEPTS = ("a", "b"), ("heart_rate", "lactate")
+LOOKBACKS = (HOUR_US, 3 * HOUR_US // 2, 6 * HOUR_US, STAY_US)
+WINDOWS = [Window(c, s, back) for c in CONCEPTS for back in LOOKBACKS for s in STATISTICS]
+EXACT = ("last", "hours_since_last", "count", "min", "max", "first")
+
+minute = st.integers(0, 40).map(lambda k: 10 * k)
+fact = st.fixed_dictionaries(
+    {
+        "encounter_id": st.sampled_from(ENCOUNTERS),
+        "concept": st.sampled_from(CONCEPTS),
+        "minute": minute,
+        "delay": st.sampled_from([0, 0, 0, 10, 60, 200]),
+        "value": st.one_of(st.integers(-50, 3000).map(lambda k: k / 10), st.just(math.nan)),
+        "status": st.sampled_from(["final", "final", "final", "preliminary", "corrected", "deleted"]),
+        "source_id": st.sampled_from([None, None, "x", "y", "z"]),
+    }
+)
+facts = st.lists(fact, max_size=14)
+asked = st.lists(st.tuples(st.sampled_from((*ENCOUNTERS, "c")), minute), min_size=1, max_size=5)
+steps = st.sampled_from([None, HOURLY, timedelta(minutes=25)])
+
+
+def table_of(tell: Tell, found: list[dict[str, Any]]) -> pd.DataFrame:
+    return tell([f | {"time": f["minute"] / 60, "available": (f["minute"] + f["delay"]) / 60} for f in found])
+
+
+def rows_of(when: When, found: list[tuple[str, int]]) -> pd.DataFrame:
+    return pd.concat([when(m / 60, encounter=e) for e, m in found], ignore_index=True)
+
+
+def close(fast: float, slow: float) -> bool:
+    """Equal, or neighbours among float32 numbers near the size of what was summed."""
+    if math.isnan(fast) or math.isnan(slow):
+        return math.isnan(fast) and math.isnan(slow)
+    return abs(float(fast) - slow) <= 1.2e-7 * max(abs(slow), 1e-3)
+
+
+@given(facts, asked, steps)
+def test_the_kernel_equals_the_slow_oracle(
+    tell: Tell,
+    when: When,
+    oracle: ModuleType,
+    found: list[dict[str, Any]],
+    at: list[tuple[str, int]],
+    step: timedelta | None,
+) -> None:
+    events, rows = table_of(tell, found), rows_of(when, at)
+    fast = build(events, rows, WINDOWS, step)
+    us = {c: events[c].array.asi8 for c in ("time", "available_time")}
+    columns = (
+        events[c].astype(object) for c in ("encounter_id", "concept", "numeric_value", "status", "source_id")
+    )
+    plain = [
+        oracle.Event(
+            encounter, concept, int(time), int(available), value, status, None if pd.isna(source) else source
+        )
+        for time, available, encounter, concept, value, status, source in zip(
+            *us.values(), *columns, strict=True
+        )
+    ]
+    width = 0 if step is None else step // timedelta(microseconds=1)
+    times = rows["prediction_time"].array.asi8
+    for r, (encounter, _) in enumerate(at):
+        for k, w in enumerate(WINDOWS):
+            members = oracle.members(plain, encounter, w.concept, int(times[r]), w.lookback_us, width)
+            slow = oracle.statistic(w.statistic, members)
+            if w.statistic in EXACT:
+                np.testing.assert_equal(fast[r, k], np.float32(slow), err_msg=w.name)
+            else:
+                assert close(fast[r, k], slow), w.name
+
+
+@given(facts, facts, asked, steps)
+def test_what_happens_or_arrives_later_changes_nothing(
+    tell: Tell,
+    when: When,
+    known: list[dict[str, Any]],
+    more: list[dict[str, Any]],
+    at: list[tuple[str, int]],
+    step: timedelta | None,
+) -> None:
+    rows = rows_of(when, at)
+    now = max(m for _, m in at)
+    arrives = [f | {"delay": now + 1 + f["delay"]} for f in more]
+    happens = [f | {"minute": now + 1 + f["minute"]} for f in more]
+    before = build(table_of(tell, known), rows, WINDOWS, step)
+    for later in (arrives, happens):
+        np.testing.assert_array_equal(build(table_of(tell, known + later), rows, WINDOWS, step), before)
+
+
+@given(facts, asked, st.randoms(use_true_random=False))
+def test_order_chunks_neighbours_and_column_types_change_nothing(
+    tell: Tell, when: When, found: list[dict[str, Any]], at: list[tuple[str, int]], chance: Any
+) -> None:
+    events, rows = table_of(tell, found), rows_of(when, at)
+    whole = build(events, rows, WINDOWS, HOURLY)
+    shuffled = table_of(tell, chance.sample(found, len(found)))
+    np.testing.assert_array_equal(build(shuffled, rows, WINDOWS, HOURLY), whole)
+    crowd = table_of(tell, found + [f | {"encounter_id": "another"} for f in found])
+    np.testing.assert_array_equal(build(crowd, rows, WINDOWS, HOURLY), whole)
+    coded = events.astype(dict.fromkeys(["encounter_id", "concept", "status", "source_id"], "category"))
+    coded_rows = rows.astype({"encounter_id": "category"})
+    np.testing.assert_array_equal(build(coded, coded_rows, WINDOWS, HOURLY), whole)
+    for r in range(len(rows)):
+        mine = events[events["encounter_id"] == rows["encounter_id"][r]]
+        np.testing.assert_array_equal(build(mine, rows.iloc[[r]], WINDOWS, HOURLY)[0], whole[r])
+
+
+def test_each_column_alone_equals_all_together(tell: Tell, when: When) -> None:
+    rng = np.random.default_rng(7)
+    events = tell(
+        [{"time": t, "value": v} for t, v in zip(rng.uniform(0, 30, 80), rng.normal(80, 9, 80), strict=True)]
+    )
+    wanted = [window(f"{s}{suffix}") for s in STATISTICS for suffix in ("", "_1h", "_6h", "_90min")]
+    together = build(events, when(3, 9, 31), wanted)
+    alone = np.hstack([build(events, when(3, 9, 31), [w]) for w in wanted])
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_threads_change_nothing_and_one_compilation_serves_all(tell: Tell) -> None:
+    rng = np.random.default_rng(3)
+    n = 30_000
+    epoch = pd.Timestamp("2026-01-01T00:00Z")
+    drawn = pd.DataFrame(
+        {"encounter_id": rng.integers(0, 50, n).astype(str), "minute": rng.integers(0, 6000, n)}
+    )
+    stamps = (epoch + pd.to_timedelta(drawn["minute"], unit="min")).astype(UTC_US)
+    events = tell([{"time": 0, "value": 1}]).iloc[[0] * n].reset_index(drop=True)
+    events = events.assign(
+        time=stamps,
+        available_time=stamps,
+        numeric_value=rng.normal(80, 9, n),
+        encounter_id=drawn["encounter_id"],
+    )
+    rows = pd.DataFrame({"encounter_id": drawn["encounter_id"][::-1].to_numpy(), "prediction_time": stamps})
+    wanted = [window(s) for s in ("last", "mean_6h", "std_24h", "slope_24h", "count")]
+    one = build(events, rows, wanted)
+    np.testing.assert_array_equal(build(events, rows, wanted, threads=3), one)
+    frozen = flatten(events, ["heart_rate"])
+    np.testing.assert_array_equal(build(frozen, rows, wanted), one)
+    for function in (kernels.rescan, kernels.spread, kernels.unsettled):
+        assert len(function.signatures) == 1, function.__name__
+
+
+def test_a_hundred_thousand_events_of_one_patient(tell: Tell, when: When) -> None:
+    n = 100_000
+    events = tell([{"time": 0, "value": 1}]).iloc[[0] * n].reset_index(drop=True)
+    stamps = (pd.Timestamp("2026-05-01T09:00Z") + pd.to_timedelta(np.arange(n), unit="s")).astype(UTC_US)
+    events = events.assign(time=stamps, available_time=stamps, numeric_value=np.arange(n) % 100 + 40.0)
+    found = build(events, when(30), [window("count"), window("max"), window("count_1h")], None)
+    assert found.tolist() == [[n, 139, 0]]
+
+
+# Names and refusals
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("max_24h", "heart_rate__max_24h"),
+        ("hours_since_last", "heart_rate__hours_since_last"),
+        ("mean_90min", "heart_rate__mean_90min"),
+        ("count_7d", "heart_rate__count_7d"),
+        ("mean_36h", "heart_rate__mean_36h"),
+        ("delta_from_first_6h", "heart_rate__delta_from_first_6h"),
+    ],
+)
+def test_names_say_concept_statistic_and_lookback(text: str, name: str) -> None:
+    assert window(text).name == name
+    assert Window.parse("heart_rate", name.split("__")[1]) == window(text)
+
+
+@pytest.mark.parametrize("text", ["median_6h", "max_6x", "max_", "", "max_0h", "6h"])
+def test_an_unknown_statistic_or_lookback_is_refused_with_the_choices(text: str) -> None:
+    with pytest.raises(SpecError, match=r"last|positive"):
+        window(text)
+
+
+def test_a_naive_or_nanosecond_time_is_refused(tell: Tell, when: When) -> None:
+    events = tell([{"time": 0, "value": 90}])
+    with pytest.raises(DataError, match=r"'time' is datetime64\[us\], expected"):
+        flatten(events.assign(time=events["time"].dt.tz_localize(None)), ["heart_rate"])
+    with pytest.raises(DataError, match="prediction_time"):
+        build(events, when(1).drop(columns="prediction_time"), [window("last")])
+
+
+def test_an_empty_time_is_counted_not_guessed(tell: Tell, when: When) -> None:
+    events = tell([{"time": 0, "value": 90}, {"time": 1, "value": 91}])
+    events.loc[1, "time"] = pd.NaT
+    with pytest.raises(DataError, match="1 of 2 rows have no time"):
+        build(events, when(1), [window("last")])
+
+
+def test_an_infinite_value_is_refused(tell: Tell, when: When) -> None:
+    with pytest.raises(DataError, match="infinite"):
+        build(tell([{"time": 0, "value": "inf"}]), when(1), [window("last")])
+
+
+def test_flat_events_without_a_wanted_concept_are_refused(tell: Tell, when: When) -> None:
+    flat = flatten(tell([{"time": 0, "value": 90}]), ["heart_rate"])
+    with pytest.raises(DataError, match="without lactate"):
+        build(flat, when(1), [Window.parse("lactate", "last")])
+
+
+def test_flat_events_say_whose_and_what_each_event_is(tell: Tell) -> None:
+    flat = flatten(
+        tell(
+            [
+                {"time": 1, "value": 2, "concept": "lactate"},
+                {"time": 0, "value": 90},
+                {"time": 0, "value": 1, "concept": "age_years"},
+            ]
+        ),
+        ["heart_rate", "lactate"],
+    )
+    assert len(flat) == 2
+    assert flat.concept.tolist() == [0, 1]
+    assert flat.encounter.tolist() == [0, 0]
+    assert flat.value.tolist() == [90, 2]
