@@ -165,7 +165,7 @@ def rescan(
     position = np.zeros(n_concepts, np.int64)
     here = np.int64(-2)
     for r in range(row_encounter.size):
-        encounter, t = row_encounter[r], row_time[r]
+        encounter, t, row = row_encounter[r], row_time[r], row_out[r]
         for c in range(n_concepts):
             if encounter < 0:
                 first, end = np.int64(0), np.int64(0)
@@ -179,6 +179,7 @@ def rescan(
                     while position[c] < end and time[position[c]] <= t:
                         position[c] += 1
             i = position[c] - 1
+            moments, trend, weighted = needs[c] & MOMENTS, needs[c] & TREND, needs[c] & WEIGHTED
             n, age, span, reach = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
             bucket = np.int64(-1)
             last = previous = oldest = low = high = total = np.nan
@@ -191,7 +192,7 @@ def rescan(
                         back = back // resample * resample
                     if back >= edge:
                         break
-                    if available[i] > t or back == bucket or (revised and superseded[i] <= t):
+                    if back == bucket or available[i] > t or (revised and superseded[i] <= t):
                         i -= 1
                         continue
                     v = value[i]
@@ -211,19 +212,19 @@ def rescan(
                     d = v - last
                     d1 += d
                     span = back - age
-                    if needs[c] & MOMENTS:
+                    if moments:
                         d2 += d * d
-                    if needs[c] & TREND:
+                    if trend:
                         x = -span / HOUR
                         x1 += x
                         x2 += x * x
                         xd += x * d
-                    if needs[c] & WEIGHTED:
+                    if weighted:
                         held += d * ((back - reach) / HOUR)
                         reach = back
                     i -= 1
                 for slot in range(slot_start[level], slot_start[level + 1]):
-                    out[row_out[r], slot_column[slot]] = _emit(
+                    out[row, slot_column[slot]] = _emit(
                         slot_statistic[slot], n, age, span, last, previous, oldest, low, high, total,
                         d1, d2, x1, x2, xd, held, reach,
                     )  # fmt: skip
