@@ -7,7 +7,7 @@ findings is held down (Benjamini-Hochberg).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -15,8 +15,19 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from features.concepts import loader
 from serving.monitoring import inputs
-from serving.monitoring.findings import ALARM, NOTE, SEVERITIES, WATCH, Batch, Finding, Limits, Reference
+from serving.monitoring.findings import (
+    ALARM,
+    NOTE,
+    SEVERITIES,
+    WATCH,
+    Batch,
+    Finding,
+    Limits,
+    Reference,
+    Sign,
+)
 from serving.monitoring.inputs import Measured, MixUp
 from serving.monitoring.schema import Matrix, conform
 from serving.monitoring.statistics import proportion_probability
@@ -50,10 +61,20 @@ RANK: Final = tuple(ACTIONS)
 
 @dataclass(frozen=True)
 class Checked:
-    """Findings about the inputs, and the table of what was measured (None when there was nothing to measure)."""
+    """Findings about the inputs, and what was measured (None when there was nothing to measure).
+
+    Attributes
+    ----------
+    findings : list of Finding, worst first
+    table : DataFrame, one row a feature
+        As :class:`serving.monitoring.inputs.Measured` has it, and ``finding``, the kind of what was said of it.
+    bins : list of (now, reference)
+        Per feature the shares of the values in about ten bins of the reference; empty where not compared.
+    """
 
     findings: list[Finding]
     table: pd.DataFrame | None
+    bins: list[tuple[list[float], list[float]]]
 
 
 def check_inputs(
@@ -80,7 +101,7 @@ def check_inputs(
     limits = limits or Limits()
     conformed = conform(batch.features, reference.names)
     if len(batch) == 0:
-        return Checked([*conformed.findings, nothing_to_check()], None)
+        return Checked([*conformed.findings, nothing_to_check()], None, [])
     absent = set(conformed.absent)
     present = [j for j, name in enumerate(reference.names) if name not in absent]
     watch = _watch(batch, conformed.matrix, reference, limits, mix_ups or {})
@@ -95,7 +116,7 @@ def check_inputs(
         ]
     findings = [*conformed.findings, *worst_first(findings)]
     table = watch.measured.table
-    return Checked(findings, table.assign(finding=_kinds(table, findings)))
+    return Checked(findings, table.assign(finding=_kinds(table, findings)), watch.measured.bins)
 
 
 def worst_first(findings: list[Finding]) -> list[Finding]:
@@ -163,8 +184,9 @@ class _Candidate:
     certainty: str
     size: float
     j: int
-    since: Callable[[], datetime | None]
-    where: Callable[[], str]
+    sign: Sign
+    start: int | None = None
+    """First row that shows it, where that is known outright."""
 
 
 def _by_concept(watch: _Watch, present: Sequence[int]) -> list[Finding]:
@@ -172,32 +194,35 @@ def _by_concept(watch: _Watch, present: Sequence[int]) -> list[Finding]:
     for j in present:
         for candidate in _candidates(watch, j):
             concepts.setdefault(str(watch.row(j)["concept"]), []).append(candidate)
-    table = watch.measured.table
-    said = [_speak(concept, heard, table) for concept, heard in concepts.items()]
+    said = [_speak(watch, concept, heard) for concept, heard in concepts.items()]
     return worst_first([f for _, f in sorted(said, key=lambda s: (RANK.index(s[1].kind), -s[0]))])
 
 
-def _speak(concept: str, heard: list[_Candidate], table: pd.DataFrame) -> tuple[float, Finding]:
+def _speak(watch: _Watch, concept: str, heard: list[_Candidate]) -> tuple[float, Finding]:
+    names = watch.reference.names
     kind = min((c.kind for c in heard), key=RANK.index)
     loudest = sorted((c for c in heard if c.kind == kind), key=lambda c: -c.size)
     first = loudest[0]
-    features = list(dict.fromkeys(table["feature"].iloc[c.j] for c in [*loudest, *heard]))
-    more = f" ({len(features)} features concerned)" if len(features) > 1 else ""
+    features = list(dict.fromkeys(names[c.j] for c in [*loudest, *heard]))
+    more = f"; {len(features)} features are concerned." if len(features) > 1 else "."
     return first.size, Finding(
         kind=kind,
         severity=first.severity,
         what=first.what.format(concept=words(concept), feature=features[0]) + more,
-        where=first.where(),
+        where=first.sign.where(watch.batch) if first.start is None else "all units",
         certainty=first.certainty,
         action=ACTIONS[kind].format(concept=words(concept)),
-        since=first.since(),
+        since=first.sign.since(watch.batch) if first.start is None else _instant(watch.batch, first.start),
         features=tuple(features),
+        trend=first.sign.trend(watch.batch),
+        usual=first.sign.usual,
     )
 
 
 def words(concept: str) -> str:
-    """A concept as one would say it; its own label is in concepts.csv, but a monitor must not fail for want of one."""
-    return concept.replace("_", " ")
+    """A concept's label; ratios, scores and what concepts.csv lacks are called by their name."""
+    known = loader.concepts().get(concept)
+    return known.label if known else concept.replace("_", " ")
 
 
 def _candidates(watch: _Watch, j: int) -> Iterator[_Candidate]:
@@ -220,13 +245,13 @@ def _silent(watch: _Watch, j: int) -> Iterator[_Candidate]:
     yield _Candidate(
         "feed_silent",
         ALARM,
-        "No {concept} any more: {feature} is empty in all of the last " + f"{rows:,} predictions; "
-        f"{1 - watch.reference.missing[j]:.0%} had it when the model was made.",
+        f"{{concept}}: no value any more. {{feature}} is empty in all of the last {rows:,} predictions; "
+        f"{1 - watch.reference.missing[j]:.0%} had it when the model was made",
         f"chance {_p(chance)} counting patients, not hours",
         rows,
         j,
-        lambda: _instant(watch.batch, start),
-        lambda: "all units",
+        inputs.missing_sign(watch.measured, j),
+        start,
     )
 
 
@@ -237,17 +262,15 @@ def _missing(watch: _Watch, j: int) -> Iterator[_Candidate]:
     if not q < watch.limits.discovery_rate or (abs(now - usual) < watch.limits.missing and not scarce):
         return
     more = now > usual
-    sign = inputs.missing_sign(watch.measured, j)
     yield _Candidate(
         "missing_more" if more else "missing_less",
         (ALARM if now - usual >= 3 * watch.limits.missing else WATCH) if more else NOTE,
-        f"{{concept}} is missing {'more' if more else 'less'} often: {{feature}} {now:.0%} of predictions, "
-        f"{usual:.0%} when the model was made.",
-        f"q {_p(q)}",
+        f"{{concept}}: missing {'more' if more else 'less'} often. {{feature}} is absent from {now:.0%} of predictions, "
+        f"{usual:.0%} when the model was made",
+        f"q {_p(q)}; {len(watch.batch):,} predictions of {watch.batch.n_stays:,} stays",
         abs(now - usual),
         j,
-        lambda: sign.since(watch.batch),
-        lambda: sign.where(watch.batch),
+        inputs.missing_sign(watch.measured, j),
     )
 
 
@@ -258,50 +281,53 @@ def _unit(watch: _Watch, j: int) -> Iterator[_Candidate]:
     if not row["shift_q"] < watch.limits.discovery_rate:
         return
     values = watch.matrix[:, j]
-    expected = np.array([watch.reference.at(level)[j] for level in inputs.QUARTER_LEVELS])
-    known = (*watch.mix_ups.get(str(row["concept"]), ()), *inputs.DECIMAL)
-    mix_up, ratio = inputs.unit_mix_up(values[~np.isnan(values)], expected, known)
+    expected = np.array([watch.reference.at(level, j) for level in inputs.QUARTER_LEVELS])
+    values = values[~np.isnan(values)]
+    units = watch.mix_ups.get(str(row["concept"]), ())
+    ratio = float(np.median(values) / expected[2]) if expected[2] else float("nan")
+    mix_up = inputs.unit_mix_up(values, expected, units) or inputs.unit_mix_up(
+        values, expected, inputs.DECIMAL
+    )
     moved = np.isfinite(ratio) and ratio > 0 and abs(np.log(ratio)) >= np.log(2)
     if mix_up is None and not moved:
         return
-    sign = inputs.shift_sign(watch.measured, j)
     guess = f"; it looks like {mix_up.label}" if mix_up else ""
     yield _Candidate(
         "unit_wrong" if mix_up else "scale",
         ALARM,
-        f"{{concept}} has changed scale: the median of {{feature}} is {ratio:.3g} times the reference's{guess}.",
+        f"{{concept}}: changed scale. The median of {{feature}} is {ratio:.3g} times the reference's{guess}",
         watch.sure(j, row["shift_q"]),
         abs(float(np.log(ratio))) if moved else 0.5,
         j,
-        lambda: sign.since(watch.batch),
-        lambda: sign.where(watch.batch),
+        inputs.shift_sign(watch.measured, j),
     )
 
 
 def _tail(watch: _Watch, j: int) -> Iterator[_Candidate]:
     row = watch.row(j)
     beyond = row["beyond"]
-    if not inputs.is_level(str(row["feature"])) or not beyond >= 0.03:
+    if not inputs.is_level(str(row["feature"])) or not beyond >= watch.reference.beyond + 0.02:
         return
-    sign = inputs.tail_sign(watch.measured, watch.batch, j)
+    sign = inputs.tail_sign(watch.measured, watch.batch, watch.reference, j)
     effective = row["n"] / sign.effect
     p = float(proportion_probability(beyond, effective, sign.usual, watch.reference.n))
     if effective < FEW or p >= watch.limits.discovery_rate / len(watch.reference.names):
         return
-    tail = watch.matrix[sign.hit, j]
-    known = (*watch.mix_ups.get(str(row["concept"]), ()), *inputs.DECIMAL)
-    mix_up = inputs.tail_mix_up(tail, float(watch.reference.at(0.5)[j]), known)
+    tail = np.sort(watch.matrix[sign.hit, j])
+    excess = tail[int(len(tail) * sign.usual / beyond) :]  # the rest would be there anyway
+    middle, units = watch.reference.at(0.5, j), watch.mix_ups.get(str(row["concept"]), ())
+    mix_up = inputs.tail_mix_up(excess, middle, units) or inputs.tail_mix_up(excess, middle, inputs.DECIMAL)
     if mix_up is None:
         return
     yield _Candidate(
         "unit_mixed",
         ALARM,
-        f"{beyond:.0%} of {{feature}} lie beyond what 99 % of the reference reach; they look like {mix_up.label}.",
+        f"{{concept}}: part of the values out of scale. {beyond:.0%} of {{feature}} lie above what "
+        f"{watch.reference.levels[-1]:.0%} of the reference reach; they look like {mix_up.label}",
         f"p {_p(p)}; {row['n']:,} values, as telling as {effective:,.0f} independent ones",
         beyond,
         j,
-        lambda: sign.since(watch.batch),
-        lambda: sign.where(watch.batch),
+        sign,
     )
 
 
@@ -310,18 +336,16 @@ def _drift(watch: _Watch, j: int) -> Iterator[_Candidate]:
     far = row["psi"] >= watch.limits.psi or row["ks"] >= watch.limits.ks
     if not far or not row["shift_q"] < watch.limits.discovery_rate:
         return
-    sign = inputs.shift_sign(watch.measured, j)
     direction = "lower" if watch.measured.below[j] else "higher"
     yield _Candidate(
         "drift",
         WATCH,
-        f"{{concept}} is distributed differently: {{feature}} runs {direction} than when the model was made "
-        f"(PSI {row['psi']:.2f}, distance {row['ks']:.2f}).",
+        f"{{concept}}: distributed differently. {{feature}} runs {direction} than when the model was made "
+        f"(PSI {row['psi']:.2f}, distance {row['ks']:.2f})",
         watch.sure(j, row["shift_q"]),
         float(np.nan_to_num(row["psi"])),
         j,
-        lambda: sign.since(watch.batch),
-        lambda: sign.where(watch.batch),
+        inputs.shift_sign(watch.measured, j),
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import numpy as np
@@ -12,9 +12,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from serving.monitoring.statistics import Bools, Floats, Ints, onset, proportion_probability
-
-LEVELS: Final = np.linspace(0.0, 1.0, 101)
-"""Levels of the quantiles that a reference profile keeps."""
 
 ALARM: Final = "alarm"
 WATCH: Final = "watch"
@@ -39,6 +36,10 @@ class Finding:
         Estimated start. The first prediction looked at when it was so all along; None where time does not apply.
     features : tuple of str
         The model's features concerned, worst first.
+    trend : tuple of float or None
+        Share of rows that show it, in equal steps over the period looked at; None where a step has no rows.
+    usual : float or None
+        The same share in the reference.
     """
 
     kind: str
@@ -49,22 +50,19 @@ class Finding:
     action: str
     since: datetime | None = None
     features: tuple[str, ...] = ()
+    trend: tuple[float | None, ...] = ()
+    usual: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        plain = {
-            name: getattr(self, name) for name in ("kind", "severity", "what", "where", "certainty", "action")
-        }
-        return plain | {
-            "since": self.since.isoformat() if self.since else None,
-            "features": list(self.features),
-        }
+        plain = asdict(self)
+        return plain | {"since": self.since.isoformat() if self.since else None}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Finding:
         """The inverse of :meth:`to_dict`."""
         since = datetime.fromisoformat(plain["since"]) if plain["since"] else None
-        return cls(**{**plain, "since": since, "features": tuple(plain["features"])})
+        return cls(**{**plain, "since": since, **{k: tuple(plain[k]) for k in ("features", "trend")}})
 
 
 @dataclass(frozen=True)
@@ -101,47 +99,67 @@ class Limits:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the model was made with, from its bundle: per feature a missing share and 101 quantiles; no patient rows.
+    """What the model was made with, from its bundle: per feature a missing share and quantiles; no patient rows.
 
     Attributes
     ----------
     names : tuple of str
     missing : shape (n_features,)
-    quantiles : shape (n_features, 101)
-        At :data:`LEVELS`; rows of NaN where the feature was never measured.
+    levels : shape (n_levels,)
+        Levels of the quantiles, ascending, without 0 and 1: extremes are not kept, a patient could be known by them.
+    quantiles : shape (n_features, n_levels)
+        Rows of NaN where the feature was too rarely measured.
     n : float
-        Rows, or encounters where the profile says how many.
+        Rows.
     edges, share : shape (n_bins + 1,), (n_bins,)
         Histogram of the calibrated probability.
+    mean : float
+        Mean probability.
     """
 
     names: tuple[str, ...]
     missing: Floats
+    levels: Floats
     quantiles: Floats
     n: float
     edges: Floats
     share: Floats
+    mean: float
 
     @classmethod
     def from_profile(cls, profile: Mapping[str, Any]) -> Reference:
         """Read a bundle's ``reference.json`` (see :mod:`models.profile`)."""
         features: Mapping[str, Any] = profile["features"]
-        empty = [np.nan] * len(LEVELS)
-        probability = profile.get("probability") or {"edges": [0.0, 1.0], "share": [1.0]}
+        empty = [np.nan] * len(profile["shares"])
+        count = np.asarray(profile["probability"]["histogram"], np.float64)
         return cls(
             names=tuple(features),
             missing=np.array([f["missing"] for f in features.values()], np.float64),
+            levels=np.asarray(profile["shares"], np.float64),
             quantiles=np.array([f["quantiles"] or empty for f in features.values()], np.float64).reshape(
-                -1, 101
+                len(features), len(empty)
             ),
-            n=float(profile.get("encounters") or profile["n"]),
-            edges=np.asarray(probability["edges"], np.float64),
-            share=np.asarray(probability["share"], np.float64),
+            n=float(profile["n"]),
+            edges=np.asarray(profile["probability"]["edges"], np.float64),
+            share=count / max(count.sum(), 1.0),
+            mean=float("nan")
+            if profile["probability"]["mean"] is None
+            else float(profile["probability"]["mean"]),
         )
 
-    def at(self, level: float) -> Floats:
-        """One quantile of every feature."""
-        return np.asarray(self.quantiles[:, round(level * 100)])
+    @property
+    def resolution(self) -> float:
+        """How exactly the profile knows a cumulative share; smaller distances are not evidence."""
+        return float(np.diff(np.r_[0.0, self.levels, 1.0]).max())
+
+    @property
+    def beyond(self) -> float:
+        """Share of the reference above its highest quantile."""
+        return 1 - float(self.levels[-1])
+
+    def at(self, level: float, j: int) -> float:
+        """One quantile of one feature, interpolated between those kept."""
+        return float(np.interp(level, self.levels, self.quantiles[j]))
 
     def share_at_or_above(self, probability: float) -> float:
         """Share of reference predictions at or above a probability, interpolated within its bin."""
@@ -209,6 +227,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.features)
 
+    def steps(self, most: int = 28) -> Ints:
+        """Number of the time step each row falls into: at most ``most`` equal steps from first to last row."""
+        if len(self) == 0:
+            return np.empty(0, np.int64)
+        age = (self.time - self.time.iloc[0]) / (
+            self.time.iloc[-1] - self.time.iloc[0] + timedelta(microseconds=1)
+        )
+        return np.asarray((age.to_numpy(np.float64) * most).astype(np.int64))
+
     @property
     def n_stays(self) -> int:
         """How many encounters the rows come from."""
@@ -235,13 +262,21 @@ class Sign:
         instant: datetime = batch.time[known].iloc[start].to_pydatetime()
         return instant
 
+    def trend(self, batch: Batch, most: int = 28) -> tuple[float | None, ...]:
+        """Share of hits in equal steps of time; None where nothing is known."""
+        known = np.ones(len(batch), bool) if self.known is None else self.known
+        step = batch.steps(most)[known]
+        n = np.bincount(step, minlength=most)
+        hits = np.bincount(step, weights=self.hit[known], minlength=most)
+        return tuple(round(float(h / k), 4) if k else None for h, k in zip(hits, n, strict=True))
+
     def where(self, batch: Batch, min_rows: float = 20.0) -> str:
         """The wards that show it, when only some do; otherwise that all of them do."""
         known = np.ones(len(batch), bool) if self.known is None else self.known
         units = batch.unit[known].to_numpy()
         names = [u for u in pd.unique(units) if u]
         if len(names) < 2:
-            return names[0] if names else "everywhere"
+            return f"unit {names[0]}" if names else "everywhere"
         guilty, judged = [], 0
         for name in names:
             rows = units == name
@@ -255,4 +290,5 @@ class Sign:
                 guilty.append((share, str(name)))
         if not guilty or len(guilty) == judged:
             return "all units" if guilty else "spread over units"
-        return ", ".join(name for _, name in sorted(guilty, reverse=True)[:4])
+        worst = [name for _, name in sorted(guilty, reverse=True)[:4]]
+        return f"unit{'s' if len(worst) > 1 else ''} {', '.join(worst)}"

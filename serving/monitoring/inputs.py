@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import special  # type: ignore[import-untyped]
+from scipy import special
 
-from serving.monitoring.findings import LEVELS, Batch, Limits, Reference, Sign
+from serving.monitoring.findings import Batch, Limits, Reference, Sign
 from serving.monitoring.statistics import (
     Bools,
     Floats,
@@ -22,9 +22,6 @@ from serving.monitoring.statistics import (
     population_stability,
     proportion_probability,
 )
-
-RESOLUTION: Final = 0.01
-"""A profile of 101 quantiles knows a cumulative share to one in a hundred; smaller distances are not evidence."""
 
 ALMOST_ALWAYS: Final = 0.95
 """Nothing is measured in everyone: one patient without a heart rate is not yet a broken interface."""
@@ -52,14 +49,16 @@ class Measured:
     Attributes
     ----------
     table : DataFrame, one row a feature, in the reference's order
-        ``feature, concept, n, effective, missing_reference, missing_now, missing_q, psi, ks, shift_q, median_ratio,
-        beyond`` (share above the reference's 99th percentile).
+        ``feature, concept, n, effective, missing_reference, missing_now, missing_q, psi, ks, shift_q, median_reference,
+        median_now, beyond`` (share above the reference's highest quantile).
     effect : shape (n_features,)
         Rows that weigh as one.
     rank : float32, shape (n, n_features)
         Each value's place in the reference, 0 to 1, NaN = missing.
     split : shape (n_features,), bool and level
         Where the cumulative shares part most: level in the reference, and whether today lies below it.
+    bins : list of (now, reference)
+        Per feature the shares of values in about ten bins; empty where the feature was not compared.
     """
 
     table: pd.DataFrame
@@ -67,6 +66,7 @@ class Measured:
     rank: npt.NDArray[np.float32]
     split: Floats
     below: Bools
+    bins: list[tuple[list[float], list[float]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,8 @@ class _Feature:
     p: float
     split: float
     below: bool
+    now: tuple[float, ...] = ()
+    then: tuple[float, ...] = ()
 
 
 def concept_of(name: str) -> str:
@@ -100,7 +102,7 @@ def measure(matrix: npt.NDArray[np.float32], batch: Batch, reference: Reference,
         Columns in the order of ``reference.names``; NaN = missing.
     """
     n, n_features = matrix.shape
-    steps = [_steps(reference.quantiles[j]) for j in range(n_features)]
+    steps = [_steps(reference.quantiles[j], reference.levels) for j in range(n_features)]
     places = [_place(matrix[:, j], steps[j][0]) for j in range(n_features)]
     rank = np.full((n, n_features), np.nan, np.float32)
     for j, (_, levels) in enumerate(steps):
@@ -110,13 +112,10 @@ def measure(matrix: npt.NDArray[np.float32], batch: Batch, reference: Reference,
     effect = design_effect(rank, batch.stay)
     n_known = known.sum(axis=0).astype(np.float64)
     judged = (n_known / effect >= limits.min_effective) & (_stays(known, batch.stay) >= limits.min_stays)
+    known_then = reference.n * (1 - reference.missing)
     compared = [
         _compare(
-            matrix[:, j],
-            places[j],
-            steps[j],
-            n_known[j] / effect[j],
-            reference.n * (1 - reference.missing[j]),
+            matrix[:, j], places[j], steps[j], (n_known[j] / effect[j], known_then[j]), reference.resolution
         )
         if judged[j] and len(steps[j][0])
         else _Feature(np.nan, np.nan, np.nan, np.nan, False)
@@ -134,12 +133,19 @@ def measure(matrix: npt.NDArray[np.float32], batch: Batch, reference: Reference,
             "psi": [f.psi for f in compared],
             "ks": [f.ks for f in compared],
             "shift_q": false_discovery(np.array([f.p for f in compared], np.float64)),
-            "median_ratio": _median_ratio(matrix, reference),
-            "beyond": _beyond(rank),
+            "median_reference": _medians_then(reference),
+            "median_now": medians(matrix),
+            "beyond": _beyond(rank, reference),
         }
     )
-    split = np.array([f.split for f in compared], np.float64)
-    return Measured(table, effect, rank, split, np.array([f.below for f in compared], bool))
+    return Measured(
+        table=table,
+        effect=effect,
+        rank=rank,
+        split=np.array([f.split for f in compared], np.float64),
+        below=np.array([f.below for f in compared], bool),
+        bins=[([round(s, 4) for s in f.now], [round(s, 4) for s in f.then]) for f in compared],
+    )
 
 
 def _stays(known: Bools, stay: Ints) -> Ints:
@@ -149,18 +155,18 @@ def _stays(known: Bools, stay: Ints) -> Ints:
     return np.asarray(np.logical_or.reduceat(known[order], starts, axis=0).sum(axis=0), dtype=np.int64)
 
 
-def _steps(quantiles: Floats) -> tuple[Floats, Floats]:
+def _steps(quantiles: Floats, levels: Floats) -> tuple[Floats, Floats]:
     """The reference's distinct quantile values (ascending), and the share of the reference at or below each."""
     if np.isnan(quantiles).any():
         return np.empty(0), np.empty(0)
     tolerance = _tolerance(quantiles)
     last = np.flatnonzero(np.r_[np.diff(quantiles) > tolerance[1:], True])
-    return quantiles[last] + tolerance[last], LEVELS[last]
+    return quantiles[last] + tolerance[last], levels[last]
 
 
 def _tolerance(values: Floats) -> Floats:
-    """Profiles are JSON and features float32: equal values may differ in the seventh digit."""
-    return np.asarray(1e-6 * np.abs(values) + 1e-9)
+    """Profiles keep five digits and features are float32: equal values may differ in the fifth."""
+    return np.asarray(2e-5 * np.abs(values) + 1e-9)
 
 
 def _place(values: npt.NDArray[np.float32], steps: Floats) -> Ints:
@@ -170,15 +176,20 @@ def _place(values: npt.NDArray[np.float32], steps: Floats) -> Ints:
 
 
 def _rank(place: Ints, levels: Floats) -> npt.NDArray[np.float32]:
-    """Mid-level of each step; a little above 1 beyond the reference's largest value, so that it can be told."""
-    middle = (np.r_[0.0, levels[:-1]] + levels) / 2
-    return np.where(place < 0, np.nan, np.r_[middle, 1.01][place]).astype(np.float32)
+    """Mid-level of each step, the last one reaching up to 1."""
+    edges = np.r_[0.0, levels, 1.0]
+    return np.where(place < 0, np.nan, ((edges[1:] + edges[:-1]) / 2)[place]).astype(np.float32)
 
 
 def _compare(
-    values: npt.NDArray[np.float32], place: Ints, steps: tuple[Floats, Floats], n: float, m: float
+    values: npt.NDArray[np.float32],
+    place: Ints,
+    steps: tuple[Floats, Floats],
+    sizes: tuple[float, float],
+    resolution: float,
 ) -> _Feature:
     edges, levels = steps
+    n, m = sizes
     count = np.bincount(place[place >= 0], minlength=len(edges) + 1)
     now = np.cumsum(count)[:-1] / count.sum()
     under = float((values[place == 0] < edges[0] - 2 * _tolerance(edges)[0]).sum() / count.sum())
@@ -186,19 +197,28 @@ def _compare(
     widest = int(np.argmax(np.abs(gaps)))
     ks = max(float(np.abs(gaps[widest])), under)
     cuts = np.unique(np.searchsorted(levels, np.arange(1, 10) / 10 - 1e-9))
-    cuts = cuts[levels[cuts] < 1]
+    cuts = cuts[cuts < len(levels) - 1]  # above the last kept quantile nothing is known of the reference
     expected = np.diff(np.r_[0.0, levels[cuts], 1.0])
     share = np.diff(np.r_[0.0, now[cuts], 1.0])
+    p_ks = float(ks_probability(max(0.0, ks - resolution), n, m))
+    p_bins = _pearson(share, expected, sizes, resolution)
     psi = population_stability(share, expected, n, m)
-    p_ks = float(ks_probability(np.float64(max(0.0, ks - RESOLUTION)), np.float64(n), np.float64(m)))  # type: ignore[arg-type]
-    p_bins = _pearson(share, expected, n, m)
-    return _Feature(psi, ks, min(1.0, 2 * min(p_ks, p_bins)), float(levels[widest]), bool(gaps[widest] > 0))
+    return _Feature(
+        psi,
+        ks,
+        min(1.0, 2 * min(p_ks, p_bins)),
+        float(levels[widest]),
+        bool(gaps[widest] > 0),
+        tuple(share),
+        tuple(expected),
+    )
 
 
-def _pearson(share: Floats, expected: Floats, n: float, m: float) -> float:
+def _pearson(share: Floats, expected: Floats, sizes: tuple[float, float], resolution: float) -> float:
+    n, m = sizes
     if len(expected) < 2 or n * expected.min() < 5:
         return 1.0
-    away = np.maximum(np.abs(share - expected) - RESOLUTION, 0.0)
+    away = np.maximum(np.abs(share - expected) - resolution, 0.0)
     return float(special.chdtrc(len(expected) - 1, float((away**2 / expected).sum() / (1 / n + 1 / m))))
 
 
@@ -209,34 +229,20 @@ def _missing_q(known: Bools, batch: Batch, reference: Reference, limits: Limits)
     return false_discovery(np.where(judged, p, np.nan))
 
 
-def _median_ratio(matrix: npt.NDArray[np.float32], reference: Reference) -> Floats:
-    middle = reference.at(0.5)
-    now = medians(matrix)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = now / middle
-    return np.asarray(np.where(np.isfinite(ratio), ratio, np.nan), dtype=np.float64)
+def _medians_then(reference: Reference) -> Floats:
+    return np.array([reference.at(0.5, j) for j in range(len(reference.names))], np.float64)
 
 
 def medians(matrix: npt.NDArray[np.float32]) -> Floats:
-    """Median of each column, NaN where nothing is known."""
-    return np.asarray(quantiles(matrix, (0.5,))[0])
+    """Median of each column over what is known, NaN where nothing is."""
+    columns = [column[~np.isnan(column)] for column in matrix.T]
+    return np.array([float(np.median(c)) if len(c) else np.nan for c in columns], np.float64)
 
 
-def quantiles(matrix: npt.NDArray[np.float32], levels: Sequence[float]) -> Floats:
-    """Quantiles of each column over what is known, shape (n_levels, n_columns)."""
-    result = np.full((len(levels), matrix.shape[1]), np.nan)
-    for j in range(matrix.shape[1]):
-        column = matrix[:, j]
-        column = column[~np.isnan(column)]
-        if len(column):
-            result[:, j] = np.quantile(column.astype(np.float64), levels)
-    return result
-
-
-def _beyond(rank: npt.NDArray[np.float32]) -> Floats:
+def _beyond(rank: npt.NDArray[np.float32], reference: Reference) -> Floats:
     known = (~np.isnan(rank)).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((rank > 0.99).sum(axis=0) / known, dtype=np.float64)
+        return np.asarray((rank > reference.levels[-1]).sum(axis=0) / known, dtype=np.float64)
 
 
 # Signs: which rows show it, so that since-when and where can be told.
@@ -261,13 +267,13 @@ def missing_sign(measured: Measured, j: int) -> Sign:
     return Sign(gone, usual, float(measured.effect[j]))
 
 
-def tail_sign(measured: Measured, batch: Batch, j: int) -> Sign:
-    """Rows above the reference's 99th percentile."""
+def tail_sign(measured: Measured, batch: Batch, reference: Reference, j: int) -> Sign:
+    """Rows above the reference's highest quantile."""
     rank = measured.rank[:, j]
     known = ~np.isnan(rank)
-    hit = rank > 0.99
+    hit = rank > reference.levels[-1]
     effect = design_effect(np.where(known, hit, np.nan)[:, None], batch.stay)
-    return Sign(hit, 0.01, float(effect[0]), known)
+    return Sign(hit, reference.beyond, float(effect[0]), known)
 
 
 def silent_since(measured: Measured, batch: Batch, reference: Reference, j: int) -> tuple[int, float] | None:
@@ -289,30 +295,27 @@ def silent_since(measured: Measured, batch: Batch, reference: Reference, j: int)
 
 def unit_mix_up(
     values: npt.NDArray[np.float32], expected: Floats, candidates: Sequence[MixUp]
-) -> tuple[MixUp | None, float]:
-    """The wrong unit that would explain all values at once, and the ratio of medians.
+) -> MixUp | None:
+    """The wrong unit that would explain all values at once, if one does.
 
     Parameters
     ----------
-    values : shape (n,)
+    values : shape (n,), n > 0
         Without NaN.
     expected : shape (5,)
-        The reference's quantiles at 0.1, 0.25, 0.5, 0.75, 0.9.
+        The reference's quantiles at :data:`QUARTER_LEVELS`.
     """
     now = np.quantile(values.astype(np.float64), QUARTER_LEVELS)
-    middle = float(now[2] / expected[2]) if expected[2] else float("nan")
     if (now <= 0).any() or (expected <= 0).any():
-        return None, middle
+        return None
     apart = float(np.abs(np.log(now / expected)).max())
-    best: MixUp | None = None
+    away: dict[MixUp, float] = {}
     for candidate in candidates:
         seen = expected * candidate.factor + candidate.offset
-        if (seen <= 0).any():
-            continue
-        away = float(np.abs(np.log(now / seen)).max())
-        if away < min(CLOSE, apart / 2):
-            best, apart = candidate, away * 2
-    return best, middle
+        if (seen > 0).all():
+            away[candidate] = float(np.abs(np.log(now / seen)).max())
+    best = min(away, key=lambda c: away[c], default=None)
+    return best if best is not None and away[best] < min(CLOSE, apart / 2) else None
 
 
 QUARTER_LEVELS: Final = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -323,7 +326,7 @@ DECIMAL: Final = tuple(
 
 
 def tail_mix_up(values: npt.NDArray[np.float32], median: float, candidates: Sequence[MixUp]) -> MixUp | None:
-    """The wrong unit that would explain values beyond the reference's 99th percentile, if one fits their middle."""
+    """The wrong unit that would explain values beyond the reference's highest quantile, if one fits their middle."""
     middle = float(np.median(values))
     if middle <= 0 or median <= 0:
         return None

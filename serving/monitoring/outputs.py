@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from serving.monitoring.findings import ALARM, NOTE, WATCH, Finding, Limits, Reference
+from serving.monitoring.findings import ALARM, NOTE, WATCH, Batch, Finding, Limits, Reference, Sign
 from serving.monitoring.statistics import (
     Bools,
     Floats,
@@ -52,12 +52,12 @@ def check_scores(scored: pd.DataFrame, reference: Reference, limits: Limits) -> 
     if n < limits.min_effective:
         return []
     share = score_histogram(probability, reference)
-    psi = population_stability(share, reference.share, n, reference.n)
+    psi = score_stability(scored, reference)
     ks = float(np.abs(np.cumsum(share - reference.share)).max())
-    p = float(ks_probability(np.float64(ks), np.float64(n), np.float64(reference.n)))  # type: ignore[arg-type]
+    p = ks_probability(ks, n, reference.n)
     if p >= limits.discovery_rate or (psi < limits.psi and ks < limits.ks):
         return []
-    now, usual = float(probability.mean()), mean_score(reference)
+    now, usual = float(probability.mean()), reference.mean
     return [
         Finding(
             kind="score_shift",
@@ -73,9 +73,17 @@ def check_scores(scored: pd.DataFrame, reference: Reference, limits: Limits) -> 
     ]
 
 
-def mean_score(reference: Reference) -> float:
-    """Mean of the reference's histogram, by bin middles."""
-    return float((reference.share * (reference.edges[1:] + reference.edges[:-1]) / 2).sum())
+def score_stability(scored: pd.DataFrame, reference: Reference) -> float:
+    """PSI of the scores against the reference, on about ten bins of equal reference share; NaN without scores."""
+    probability = scored["probability"].to_numpy(np.float64)
+    share = score_histogram(probability, reference)
+    bins = np.minimum((np.cumsum(reference.share) - reference.share / 2) * 10, 9.999).astype(np.int64)
+    now = np.asarray(np.bincount(bins, share, 10), np.float64)
+    then = np.asarray(np.bincount(bins, reference.share, 10), np.float64)
+    some = then > 0
+    return population_stability(
+        now[some], then[some], _effective(probability, scored["encounter_id"]), reference.n
+    )
 
 
 def check_alerts(
@@ -137,6 +145,8 @@ def _alert_volume(rows: pd.DataFrame, hit: Bools, usual: float, words: str, limi
     if p >= SURE or 1 / limits.rate_ratio < ratio < limits.rate_ratio or expected / effect < 3:
         return None
     flood = ratio > 1
+    batch = Batch.of(rows[[]], time=rows["prediction_time"])
+    sign = Sign(hit, usual)
     return Finding(
         kind="alerts_flood" if flood else "alerts_few",
         severity=ALARM if not flood or ratio >= 3 else WATCH,
@@ -147,7 +157,9 @@ def _alert_volume(rows: pd.DataFrame, hit: Bools, usual: float, words: str, limi
         action="Staff stop reading alerts that come too often: look for inputs that moved, then for sicker patients."
         if flood
         else "Patients may go unseen: look for silent feeds and changed units, then for healthier patients.",
-        since=_time(rows, 0),
+        since=sign.since(batch),
+        trend=sign.trend(batch),
+        usual=usual,
     )
 
 
@@ -166,9 +178,16 @@ def check_not_scored(predictions: pd.DataFrame) -> list[Finding]:
 
 def not_scored(predictions: pd.DataFrame) -> dict[str, int]:
     """Attempts without a score, by reason code, commonest first."""
-    rows = predictions[predictions["status"] != "scored"]
-    codes = rows["reason"].where(rows["reason"].notna() & (rows["reason"] != ""), rows["status"])
-    return {str(k): int(v) for k, v in codes.astype("str").value_counts().items()}
+    codes = _codes(predictions[predictions["status"] != "scored"])
+    return {str(k): int(v) for k, v in codes.value_counts().items()}
+
+
+def _codes(rows: pd.DataFrame) -> pd.Series:
+    """The bounded part of each reason: ``feature_stale(lactate, 9 h)`` is ``feature_stale``."""
+    reason = (
+        rows["reason"].where(rows["reason"].notna() & (rows["reason"] != ""), rows["status"]).astype("str")
+    )
+    return reason.str.extract(r"^([a-z_]+)", expand=False).fillna("other")
 
 
 def _reason(predictions: pd.DataFrame, reason: str, n: int, in_scope: int) -> Iterator[Finding]:
@@ -177,7 +196,8 @@ def _reason(predictions: pd.DataFrame, reason: str, n: int, in_scope: int) -> It
     share = n / in_scope
     watch, alarm = (0.30, 0.60) if reason in CLINICAL_REASONS else (0.02, 0.20)
     severity = ALARM if share >= alarm else WATCH if share >= watch else NOTE
-    rows = predictions[(predictions["reason"] == reason) | (predictions["status"] == reason)]
+    unscored = predictions[predictions["status"] != "scored"]
+    rows = unscored[(_codes(unscored) == reason).to_numpy()]
     yield Finding(
         kind="not_scored",
         severity=severity if n >= 10 else NOTE,

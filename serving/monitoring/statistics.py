@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special  # type: ignore[import-untyped]
+from scipy import special
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -59,12 +59,12 @@ def _kish(size: Floats, total: Floats, squares: Floats, at_least: float) -> Floa
     return np.where(n > 0, np.maximum(effect, 1.0), 1.0)
 
 
-def ks_probability(distance: Floats, n: Floats, m: Floats) -> Floats:
+def ks_probability(distance: float, n: float, m: float) -> float:
     """Asymptotic two-sample Kolmogorov-Smirnov p-value, with Stephens' correction for small samples."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        root = np.sqrt(n * m / (n + m))
-    root = np.nan_to_num(root)
-    return np.asarray(special.kolmogorov((root + 0.12 + 0.11 / np.maximum(root, 0.1)) * distance))
+    if n <= 0 or m <= 0:
+        return 1.0
+    root = float(np.sqrt(n * m / (n + m)))
+    return float(special.kolmogorov((root + 0.12 + 0.11 / root) * distance))
 
 
 def proportion_probability(

@@ -1,0 +1,419 @@
+"""One run of the monitor: read the prediction log, compare it with the bundle's reference, write what was found.
+
+It must survive what it is there to report: no predictions, empty columns, a report engine that fails. Each becomes a
+finding. Only settings that cannot work (no bundle, a store that does not open) end the run, and the heartbeat says so.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features.clock import to_utc
+from features.concepts import loader
+from features.errors import DataError, WardcastError
+from models.profile import sample
+from serving.monitoring import outputs
+from serving.monitoring.checks import Checked, check_inputs, summarise_drift, worst_first
+from serving.monitoring.evidently_report import EvidentlyReport, choose, drift_report
+from serving.monitoring.findings import NOTE, WATCH, Batch, Finding, Limits, Reference
+from serving.monitoring.inputs import MixUp, concept_of, mix_ups_from_table
+from serving.monitoring.metrics import gauges
+from serving.monitoring.page import render_report
+from serving.monitoring.result import GAUGES, HEARTBEAT, LAST, MonitorResult, write_atomically
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from serving.settings import Settings
+    from serving.store.store import Store
+
+PERIOD: Final = timedelta(days=7)
+MOST_COLUMNS: Final = 30
+REFERENCE_ROWS: Final = 5_000
+KEEP_RUNS: Final = 60
+PROBABILITY: Final = "probability"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What the monitor needs to know of a model.
+
+    Attributes
+    ----------
+    model_id : str
+    profile : mapping
+        The bundle's ``reference.json``.
+    threshold : float
+        Probability at which the ward is paged.
+    gain : mapping of feature to its share of the model's gain
+    """
+
+    model_id: str
+    profile: Mapping[str, Any]
+    threshold: float
+    gain: Mapping[str, float]
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Watched:
+        """Read it off a bundle."""
+        booster = bundle.boosters["risk"]
+        gain = dict(zip(booster.feature_name(), booster.feature_importance("gain").tolist(), strict=True))
+        return cls(bundle.model_id, bundle.reference, float(bundle.thresholds["alert"]), gain)
+
+
+@dataclass(frozen=True)
+class Logged:
+    """The prediction log of a period.
+
+    Attributes
+    ----------
+    attempts : DataFrame
+        Every prediction of this model, scored or not: ``prediction_id, encounter_id, prediction_time, status,
+        reason, probability, page, unit``; in order of time.
+    features : DataFrame, one row a scored prediction, indexed by ``prediction_id``
+    others : int
+        Predictions of other models in the period.
+    """
+
+    attempts: pd.DataFrame
+    features: pd.DataFrame
+    others: int = 0
+
+
+def monitor(
+    settings: Settings,
+    *,
+    output: Path | None = None,
+    since: str | datetime | None = None,
+    until: str | datetime | None = None,
+) -> MonitorResult:
+    """Compare logged predictions with the model's reference; write page, JSON, Evidently's report and gauges.
+
+    Parameters
+    ----------
+    settings : Settings
+        Names the store, the sepsis bundle and ``var``.
+    output : Path or None
+        Folder for the report; default ``var/monitor/runs/<time>``, of which the last sixty are kept.
+    since, until : instant or None
+        Prediction times ``since <= t < until``; text without an offset is in the site's time zone. By default the
+        seven days up to now, or, when the service runs on its sender's clock, up to the last prediction.
+
+    Raises
+    ------
+    WardcastError
+        The bundle or the store cannot be opened, or the period is empty. The heartbeat has it too.
+    """
+    home = settings.var / "monitor"
+    started = datetime.now(UTC)
+    _beat(home, started, "running")
+    try:
+        result = _monitor(settings, home, started, output, since, until)
+    except Exception as error:
+        known = str(error) if isinstance(error, WardcastError) else type(error).__name__
+        _beat(home, started, "failed", error=known)
+        raise
+    _beat(home, started, "ok", headline=result.headline)
+    return result
+
+
+def _monitor(
+    settings: Settings,
+    home: Path,
+    started: datetime,
+    output: Path | None,
+    since: str | datetime | None,
+    until: str | datetime | None,
+) -> MonitorResult:
+    from models.bundle import Bundle
+    from serving.store.store import Store
+
+    bundle = Bundle.load(settings.sepsis_model)
+    store = Store.open(settings.store_url, settings.store_key or None, settings.site)
+    try:
+        opens, closes = _period(store, settings, bundle, since, until)
+        logged = read_log(store, bundle, opens, closes)
+    finally:
+        store.close()
+    folder = output or home / "runs" / f"{started:%Y-%m-%dT%H-%M-%S}Z"
+    result = examine(
+        logged,
+        Watched.of(bundle),
+        since=opens,
+        until=closes,
+        folder=folder,
+        ran_at=started,
+        timezone=settings.timezone,
+    )
+    write_atomically(home / LAST, _json(result))
+    write_atomically(home / GAUGES, gauges(result))
+    if output is None:
+        _prune(home / "runs")
+    return result
+
+
+def read_log(store: Store, bundle: Bundle, since: datetime, until: datetime) -> Logged:
+    """Read the period's predictions of this bundle, and the features of those that were scored."""
+    everything = store.predictions(since, until)
+    mine = everything["model_id"] == bundle.model_id
+    same_product = everything["model_id"].astype("str").str.startswith(f"{bundle.name}@")
+    attempts = everything[mine].sort_values("prediction_time", kind="stable").reset_index(drop=True)
+    about, matrix = store.prediction_features(since, until, bundle.model_id)
+    names = list(bundle.feature_names)
+    if len(matrix) == 0:
+        matrix = np.empty((0, len(names)), np.float32)
+    columns = names[: matrix.shape[1]]  # a log narrower than the model is a finding, not a crash
+    features = pd.DataFrame(
+        matrix[:, : len(columns)], columns=columns, index=about["prediction_id"].to_numpy()
+    )
+    return Logged(attempts, features, int((same_product & ~mine).sum()))
+
+
+def examine(
+    logged: Logged,
+    watched: Watched,
+    *,
+    since: datetime,
+    until: datetime,
+    folder: Path,
+    ran_at: datetime,
+    limits: Limits | None = None,
+    timezone: str = "UTC",
+    evidently: bool = True,
+) -> MonitorResult:
+    """Compare a period's log with the reference, and write the report into ``folder``; needs no store and no bundle.
+
+    ``evidently=False`` leaves out Evidently's report (seconds) and keeps our own checks (fractions of one).
+    """
+    begun = time.monotonic()
+    limits = limits or Limits()
+    reference = Reference.from_profile(watched.profile)
+    scored = logged.attempts[logged.attempts["status"] == "scored"].reset_index(drop=True)
+    batch = _batch(logged, scored)
+    checked = check_inputs(batch, reference, limits=limits, mix_ups=unit_mix_ups(reference))
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    report, error = _evidently(batch, scored, watched, folder, rng) if evidently else (None, "switched off")
+    findings = [
+        *outputs.check_fresh(logged.attempts, until),
+        *outputs.check_alerts(scored, reference, watched.threshold, limits),
+        *outputs.check_scores(scored, reference, limits),
+        *outputs.check_not_scored(logged.attempts),
+        *checked.findings,
+        *_other_models(logged.others, watched.model_id),
+        *(_evidently_failed(error) if evidently and error else []),
+    ]
+    concepts = len({concept_of(name) for name in reference.names})
+    result = MonitorResult(
+        ran_at=ran_at,
+        since=since,
+        until=until,
+        model_id=watched.model_id,
+        attempts=len(logged.attempts),
+        scored=len(scored),
+        stays=int(scored["encounter_id"].nunique()),
+        findings=tuple(worst_first(summarise_drift(findings, concepts))),
+        features=_feature_rows(checked),
+        scores=_scores(scored, reference, watched.threshold),
+        alerts=_alerts(scored, reference, watched.threshold),
+        not_scored=outputs.not_scored(logged.attempts),
+        evidently=_evidently_facts(report, error),
+        duration_s=round(time.monotonic() - begun, 2),
+        folder=folder,
+        artifacts=[folder / "monitor.html", folder / "monitor.json", *_files(report)],
+    )
+    write_atomically(folder / "monitor.json", _json(result))
+    write_atomically(folder / "monitor.html", render_report(result, timezone))
+    return result
+
+
+def unit_mix_ups(reference: Reference) -> dict[str, tuple[MixUp, ...]]:
+    """The classic unit mistakes of the concepts a model reads, from the unit table."""
+    known = loader.concepts()
+    rows: dict[str, list[tuple[str, str, float, float]]] = {}
+    for concept in {concept_of(name) for name in reference.names} & set(known):
+        distinct = {factors: unit for unit, factors in reversed(loader.conversions(concept).items())}
+        rows[concept] = [(unit, known[concept].unit, *factors) for factors, unit in distinct.items()]
+    return mix_ups_from_table(rows)
+
+
+def _period(
+    store: Store,
+    settings: Settings,
+    bundle: Bundle,
+    since: str | datetime | None,
+    until: str | datetime | None,
+) -> tuple[datetime, datetime]:
+    closes = _instant(until, settings.timezone)
+    if closes is None and settings.clock == "replay":
+        times = store.predictions(model_id=bundle.model_id)["prediction_time"]
+        closes = times.max().to_pydatetime() + timedelta(seconds=1) if len(times) else None
+    closes = closes or datetime.now(UTC)
+    opens = _instant(since, settings.timezone) or closes - PERIOD
+    if opens >= closes:
+        raise DataError(f"The period from {opens:%Y-%m-%d %H:%M} to {closes:%Y-%m-%d %H:%M} UTC is empty.")
+    return opens, closes
+
+
+def _instant(value: str | datetime | None, timezone: str) -> datetime | None:
+    if value is None:
+        return None
+    instant: datetime = to_utc([value], "since or until", timezone).iloc[0].to_pydatetime()
+    return instant
+
+
+def _batch(logged: Logged, scored: pd.DataFrame) -> Batch:
+    features = logged.features.reindex(scored["prediction_id"]).reset_index(drop=True)
+    return Batch.of(
+        features, stay=scored["encounter_id"], time=scored["prediction_time"], unit=_units(scored)
+    )
+
+
+def _units(scored: pd.DataFrame) -> pd.Series:
+    return scored["unit"].fillna("").astype("str")
+
+
+def _evidently(
+    batch: Batch, scored: pd.DataFrame, watched: Watched, folder: Path, rng: np.random.Generator
+) -> tuple[EvidentlyReport | None, str | None]:
+    names = list(watched.profile["features"])
+    columns = [PROBABILITY, *choose(watched.gain, names, MOST_COLUMNS)]
+    current = batch.features.assign(**{PROBABILITY: scored["probability"].to_numpy(np.float64)})
+    reference = reference_sample(watched.profile, REFERENCE_ROWS, rng)
+    try:
+        return drift_report(current, reference, columns, folder, title=watched.model_id, rng=rng), None
+    except Exception as error:
+        # Whatever it stumbles over next, our own findings must still be told; its text may hold values, its type not.
+        return None, type(error).__name__
+
+
+def reference_sample(profile: Mapping[str, Any], n: int, rng: np.random.Generator) -> pd.DataFrame:
+    """A made-up reference table with the profile's margins: features and the probability.
+
+    Features with few distinct quantiles are taken to be discrete and get none of the values in between.
+    """
+    matrix: npt.NDArray[np.float64] = sample(dict(profile), n, rng).astype(np.float64)
+    for j, summary in enumerate(profile["features"].values()):
+        steps = np.unique(summary["quantiles"])
+        if 0 < len(steps) <= 12:
+            nearest = np.abs(matrix[:, j, None] - steps[None, :]).argmin(axis=1)
+            matrix[:, j] = np.where(np.isnan(matrix[:, j]), np.nan, steps[nearest])
+    table = pd.DataFrame(matrix, columns=list(profile["features"]))
+    quantiles = profile["probability"]["quantiles"]
+    drawn = np.interp(rng.random(n), profile["shares"], quantiles) if quantiles else np.full(n, np.nan)
+    return table.assign(**{PROBABILITY: drawn})
+
+
+def _evidently_facts(report: EvidentlyReport | None, error: str | None) -> dict[str, Any]:
+    if report is None:
+        return {
+            "columns": 0,
+            "rows": 0,
+            "drift": {},
+            "drifted": [],
+            "left_out": {},
+            "html": None,
+            "error": error,
+        }
+    return {
+        "columns": len(report.drift),
+        "rows": report.rows,
+        "drift": {k: round(v, 4) for k, v in report.drift.items()},
+        "drifted": list(report.drifted),
+        "left_out": dict(report.left_out),
+        "html": report.html.name if report.html else None,
+        "error": error,
+    }
+
+
+def _evidently_failed(error: str) -> list[Finding]:
+    return [
+        Finding(
+            kind="report_failed",
+            severity=WATCH,
+            what=f"Evidently's report could not be made ({error}); the findings here do not depend on it.",
+            where="the monitor",
+            certainty="certain",
+            action="Check that the monitoring extra is installed; if it is, report the fault with the columns' types.",
+        )
+    ]
+
+
+def _other_models(others: int, model_id: str) -> list[Finding]:
+    if not others:
+        return []
+    return [
+        Finding(
+            kind="other_models",
+            severity=NOTE,
+            what=f"{others:,} predictions of the period were made by other bundles than {model_id} and are not "
+            "looked at here.",
+            where="prediction log",
+            certainty="certain",
+            action="Expected after a change of model. Otherwise find out who serves the other bundle.",
+        )
+    ]
+
+
+def _feature_rows(checked: Checked) -> tuple[dict[str, Any], ...]:
+    if checked.table is None:
+        return ()
+    rows = checked.table.round(4).to_dict("records")
+    return tuple(
+        {str(k): v for k, v in row.items()} | {"bins_now": now, "bins_reference": then}
+        for row, (now, then) in zip(rows, checked.bins, strict=True)
+    )
+
+
+def _scores(scored: pd.DataFrame, reference: Reference, threshold: float) -> dict[str, Any]:
+    probability = scored["probability"].to_numpy(np.float64)
+    share = outputs.score_histogram(probability, reference)
+    return {
+        "edges": reference.edges.tolist(),
+        "reference": reference.share.tolist(),
+        "now": share.tolist(),
+        "mean_reference": reference.mean,
+        "mean_now": float(probability.mean()) if len(probability) else None,
+        "psi": outputs.score_stability(scored, reference),
+        "threshold": threshold,
+    }
+
+
+def _alerts(scored: pd.DataFrame, reference: Reference, threshold: float) -> dict[str, Any]:
+    usual = reference.share_at_or_above(threshold)
+    return {
+        "count": int((scored["probability"] >= threshold).sum()),
+        "expected": usual * len(scored),
+        "usual_share": usual,
+        "pages": int(scored["page"].sum()),
+        "volume": outputs.volume_by_period(scored, threshold),
+    }
+
+
+def _files(report: EvidentlyReport | None) -> list[Path]:
+    return [p for p in (report.html, report.json) if p] if report else []
+
+
+def _json(result: MonitorResult) -> str:
+    return json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n"
+
+
+def _beat(home: Path, started: datetime, status: str, **more: str) -> None:
+    finished = None if status == "running" else datetime.now(UTC).isoformat()
+    beat = {"started": started.isoformat(), "finished": finished, "status": status, **more}
+    write_atomically(home / HEARTBEAT, json.dumps(beat) + "\n")
+
+
+def _prune(runs: Path) -> None:
+    for old in sorted(p for p in runs.iterdir() if p.is_dir())[:-KEEP_RUNS]:
+        shutil.rmtree(old, ignore_errors=True)
