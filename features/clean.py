@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from features.clock import UTC_US
 from features.concepts import loader
 from features.errors import DataError
 
@@ -110,6 +111,28 @@ def clean(events: pd.DataFrame) -> tuple[pd.DataFrame, Account]:
         "unit": pd.Categorical.from_codes(unit_of[concept[keep]], categories=units),
     }
     return kept.reset_index(drop=True).assign(**columns), account
+
+
+def fill_available_time(events: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Apply the declared policy to cleaned events whose source does not say when they became visible.
+
+    Returns
+    -------
+    events : DataFrame
+        Where ``available_time`` was empty, it is ``time`` plus ``available_after_min`` of the concept. What the source
+        said stays.
+    filled : int
+        How many were filled; the policy itself stands in the manifest of every feature set.
+    """
+    empty = events["available_time"].isna().to_numpy()
+    if not empty.any():
+        return events, 0
+    code, labels = _factorize(events["concept"])
+    known = loader.concepts()
+    delay = np.array([known[c].available_after_min if c in known else 0.0 for c in labels])[code]
+    policy = events["time"] + pd.Series(pd.to_timedelta(delay * 60e6, unit="us"), index=events.index)
+    filled = events["available_time"].where(~empty, policy).astype(UTC_US)
+    return events.assign(available_time=filled), int(empty.sum())
 
 
 def _check(events: pd.DataFrame) -> None:

@@ -31,7 +31,10 @@ MOMENTS, TREND, WEIGHTED = 1, 2, 4
 
 def compiled(function: F) -> F:
     """Compile on first use and keep the result on disk; typed, which numba's own decorator is not."""
-    return cast(F, numba.njit(cache=True, nogil=True)(function))
+    try:
+        return cast(F, numba.njit(cache=True, nogil=True)(function))
+    except RuntimeError:  # nowhere to write: a read-only image compiles in memory, once a process
+        return cast(F, numba.njit(nogil=True)(function))
 
 
 @compiled

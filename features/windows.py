@@ -157,7 +157,7 @@ def flatten(events: pd.DataFrame, concepts: Sequence[str]) -> FlatEvents:
     """
     _check(events)
     names = tuple(dict.fromkeys(concepts))
-    encounter, ids = _codes(events["encounter_id"])
+    encounter, ids = _present(*_codes(events["encounter_id"]))
     label, labels = _codes(events["concept"])
     concept = _lookup(labels, names)[label] if len(labels) else np.full(len(events), -1, np.int64)
     keep = np.flatnonzero((concept >= 0) & (encounter >= 0))
@@ -276,6 +276,15 @@ def _codes(series: pd.Series) -> tuple[Ints, pd.Index]:
         return series.cat.codes.to_numpy().astype(np.int64), series.cat.categories
     codes, uniques = pd.factorize(series)
     return np.asarray(codes, dtype=np.int64), pd.Index(uniques)
+
+
+def _present(codes: Ints, labels: pd.Index) -> tuple[Ints, pd.Index]:
+    """The same without labels that no row has, when most are such: a slice keeps the categories of its cohort."""
+    if len(labels) <= codes.size + 16:
+        return codes, labels
+    used, place = np.unique(codes, return_inverse=True)
+    lost = int(used.size > 0 and used[0] < 0)
+    return place.astype(np.int64) - lost, labels[used[lost:]]
 
 
 def _lookup(labels: pd.Index, names: Sequence[str]) -> Ints:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.clean import REASONS, REMEDIES, clean
+from features.clean import REASONS, REMEDIES, clean, fill_available_time
+from features.clock import UTC_US
 from features.concepts import loader
 from features.errors import DataError
 
@@ -126,6 +127,19 @@ def test_the_account_adds_up_and_gives_positions(tell: Tell) -> None:
     assert len(usable) + len(account.set_aside) == account.read
     assert usable.index.tolist() == [0, 1, 2]
     assert list(usable.columns) == list(events.columns)
+
+
+def test_who_does_not_say_when_it_was_available_gets_the_declared_delay(tell: Tell) -> None:
+    events, _ = clean(
+        tell([{"time": 0, "value": 2, "concept": c} for c in ("heart_rate", "lactate", "creatinine", "wbc")])
+    )
+    events.loc[:2, "available_time"] = pd.NaT
+    filled, count = fill_available_time(events)
+    delay = (filled["available_time"] - filled["time"]) / pd.Timedelta(minutes=1)
+    assert delay.tolist() == [0, 15, 60, 0]
+    assert count == 3
+    assert filled["available_time"].dtype == UTC_US
+    assert fill_available_time(filled)[1] == 0
 
 
 def test_no_events_clean_to_no_events(tell: Tell) -> None:

@@ -298,6 +298,17 @@ def test_order_chunks_neighbours_and_column_types_change_nothing(
         np.testing.assert_array_equal(build(mine, rows.iloc[[r]], WINDOWS, HOURLY)[0], whole[r])
 
 
+def test_a_slice_that_keeps_the_categories_of_its_cohort_gives_the_same(tell: Tell, when: When) -> None:
+    crowd = tell([{"time": 0, "value": k, "encounter_id": f"stay {k}"} for k in range(300)])
+    coded = crowd.astype({"encounter_id": "category"})
+    rows = when(1, encounter="stay 7")
+    assert build(coded.iloc[[7]], rows, [window("last")])[0, 0] == 7
+    assert build(coded.iloc[[7, 9]], rows, [window("last")])[0, 0] == 7
+    lost = coded.iloc[[7, 9]].assign(encounter_id=coded["encounter_id"].iloc[[7, 9]].where([True, False]))
+    assert build(lost, rows, [window("last")])[0, 0] == 7
+    assert len(flatten(lost, ["heart_rate"])) == 1
+
+
 def test_each_column_alone_equals_all_together(tell: Tell, when: When) -> None:
     rng = np.random.default_rng(7)
     events = tell(
