@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -56,7 +57,9 @@ def parse_lookback(text: str) -> int:
     except ValueError:
         delta = pd.Timedelta(0)
     if delta < pd.Timedelta(microseconds=1):
-        raise DataError(f"Lookback {text!r} is not a positive duration. Write for example '6h', '7d' or 'stay'.")
+        raise DataError(
+            f"Lookback {text!r} is not a positive duration. Write for example '6h', '7d' or 'stay'."
+        )
     return int(delta / pd.Timedelta(microseconds=1))
 
 
@@ -72,9 +75,10 @@ def to_utc(values: object, column: str = "time", timezone: str = "UTC") -> pd.Se
     if isinstance(series.dtype, pd.DatetimeTZDtype):
         return series.astype(UTC_US)
     if series.dtype.kind == "M":
-        return series.dt.tz_localize(ZoneInfo(timezone)).astype(UTC_US)
+        local: pd.Series = series.dt.tz_localize(ZoneInfo(timezone))
+        return local.astype(UTC_US)
     try:
-        parsed = [None if pd.isna(v) else _instant(v, timezone) for v in series]
+        parsed: Any = [None if pd.isna(v) else _instant(v, timezone) for v in series]
     except (ValueError, TypeError):
         raise DataError(
             f"Column {column!r} holds values that are not instants. "
@@ -92,7 +96,7 @@ def micros(instants: pd.Series) -> npt.NDArray[np.int64]:
     """Int64 microseconds since the epoch of a ``datetime64[us, UTC]`` series without NaT."""
     if instants.isna().any():
         raise DataError(f"Column {instants.name!r} has {int(instants.isna().sum()):,} empty times.")
-    return instants.astype(UTC_US).astype("int64").to_numpy()
+    return np.asarray(instants.astype(UTC_US).astype("int64"), dtype=np.int64)
 
 
 def from_micros(values: npt.NDArray[np.int64]) -> pd.Series:

@@ -6,7 +6,7 @@ Events are MEDS 0.4 (``subject_id, time, code, numeric_value, text_value``) with
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -51,7 +51,7 @@ STATUSES: Final = ("final", "corrected", "preliminary", "deleted")
 
 def empty_events() -> pd.DataFrame:
     """An event table without rows, every column of its right type."""
-    kinds = {"time": UTC_US, "available_time": UTC_US, "numeric_value": np.dtype("float64")}
+    kinds: dict[str, Any] = {"time": UTC_US, "available_time": UTC_US, "numeric_value": np.dtype("float64")}
     return pd.DataFrame({c: pd.Series(dtype=kinds.get(c, "str")) for c in EVENT_COLUMNS})
 
 
