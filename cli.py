@@ -61,7 +61,9 @@ def train(
     source: SourceOption,
     input: InputOption = None,
     spec: Annotated[Path | None, typer.Option(help="Another spec.toml than the product's own.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to write the bundle; default under var/.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the bundle; default under var/.")
+    ] = None,
     register: Annotated[bool, typer.Option(help="Log the run and register the model in MLflow.")] = True,
     threads: Annotated[int, typer.Option(help="Cores to use.")] = os.cpu_count() or 1,
 ) -> None:
@@ -136,12 +138,17 @@ def explain(
 
 @forecast_app.command("beds")
 def forecast_beds(
-    at: Annotated[str, typer.Option(help="When, in the site's time zone: 2026-01-12T08:00. Default: now.")] = "now",
-    visits: Annotated[Path | None, typer.Option(help="A visits table instead of the service's store.")] = None,
+    at: Annotated[
+        str, typer.Option(help="When, in the site's time zone: 2026-01-12T08:00. Default: now.")
+    ] = "now",
+    visits: Annotated[
+        Path | None, typer.Option(help="A visits table instead of the service's store.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the HTML report.")] = None,
 ) -> None:
     """Write the bed forecast as one self-contained page."""
     from serving.reports.beds import forecast_report
+
     from serving.settings import Settings
 
     report = forecast_report(Settings.from_env(), at=at, visits=visits, output=output)
@@ -150,7 +157,9 @@ def forecast_beds(
 
 @app.command()
 def monitor(
-    output: Annotated[Path | None, typer.Option(help="Folder for the report; default under var/monitor.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the report; default under var/monitor.")
+    ] = None,
     since: Annotated[str | None, typer.Option(help="First prediction time, ISO 8601.")] = None,
     until: Annotated[str | None, typer.Option(help="Last prediction time, ISO 8601.")] = None,
     track: Annotated[bool, typer.Option(help="Record the run in MLflow.")] = True,
@@ -174,10 +183,11 @@ def demo(
     keep_running: Annotated[bool, typer.Option(help="Leave the service up until Ctrl-C.")] = True,
 ) -> None:
     """Run a simulated hospital through the whole service, and say what came of it."""
+    var = Path(os.environ.setdefault("WARDCAST_VAR", "var/demo")).absolute()  # before training reads it too
     from serving.demo import run_demo
     from training.demo import train_demo_models
 
-    run_demo(train_demo_models, days=days, seed=seed, keep_running=keep_running)
+    run_demo(train_demo_models, var=var, days=days, seed=seed, keep_running=keep_running)
 
 
 def main() -> None:

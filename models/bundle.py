@@ -72,8 +72,12 @@ class Bundle:
         manifest_bytes, manifest = _manifest(folder)
         _verify(folder, manifest["files"])
         spec = Spec.load(folder / "spec.toml")
-        boosters = {p.stem: lgb.Booster(model_str=p.read_text()) for p in sorted((folder / "boosters").glob("*.txt"))}
-        parts = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json")) if p.name != MANIFEST}
+        boosters = {
+            p.stem: lgb.Booster(model_str=p.read_text()) for p in sorted((folder / "boosters").glob("*.txt"))
+        }
+        parts = {
+            p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json")) if p.name != MANIFEST
+        }
         bundle = cls(
             folder=folder,
             name=manifest["name"],
@@ -128,7 +132,9 @@ class Bundle:
 
     def raw(self, matrix: Matrix, booster: str = "risk") -> Floats:
         """Log-odds before calibration, shape (n,). One thread: rows are few and the service has its own."""
-        return np.asarray(self.boosters[booster].predict(matrix, raw_score=True, num_threads=1), dtype=np.float64)
+        return np.asarray(
+            self.boosters[booster].predict(matrix, raw_score=True, num_threads=1), dtype=np.float64
+        )
 
     def score(self, matrix: Matrix) -> Floats:
         """Calibrated probability, shape (n,), from a matrix with :attr:`feature_names` as columns."""
@@ -173,7 +179,9 @@ def write_bundle(
     """
     absent = [p for p in REQUIRED_PARTS if p not in parts]
     if absent:
-        raise SpecError(f"A bundle needs the parts {', '.join(REQUIRED_PARTS)}; missing: {', '.join(absent)}.")
+        raise SpecError(
+            f"A bundle needs the parts {', '.join(REQUIRED_PARTS)}; missing: {', '.join(absent)}."
+        )
     if folder.exists() and any(folder.iterdir()):
         raise SpecError(f"{folder} is not empty. Bundles are written once; choose a new folder.")
     (folder / "boosters").mkdir(parents=True)
@@ -211,7 +219,11 @@ def _verify(folder: Path, files: Mapping[str, str]) -> None:
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     if present != set(files):
         odd = ", ".join(sorted(present ^ set(files))[:3])
-        raise SpecError(f"Bundle at {folder} has missing or unlisted files: {odd}. Restore it from its source.")
+        raise SpecError(
+            f"Bundle at {folder} has missing or unlisted files: {odd}. Restore it from its source."
+        )
     for path, digest in files.items():
         if hashlib.sha256((folder / path).read_bytes()).hexdigest() != digest:
-            raise SpecError(f"Bundle file {path} was changed after the bundle was made. Restore it from its source.")
+            raise SpecError(
+                f"Bundle file {path} was changed after the bundle was made. Restore it from its source."
+            )

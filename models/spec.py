@@ -43,7 +43,9 @@ class Spec:
             The file is absent, is not TOML, has an unknown section or lacks a name.
         """
         if not path.is_file():
-            raise SpecError(f"No spec at {path}. A model folder keeps one, for example models/sepsis/spec.toml.")
+            raise SpecError(
+                f"No spec at {path}. A model folder keeps one, for example models/sepsis/spec.toml."
+            )
         return cls.parse(path.read_text(encoding="utf-8"))
 
     @classmethod
@@ -57,7 +59,7 @@ class Spec:
         if unknown:
             raise SpecError(f"Unknown spec section {', '.join(unknown)}; known are {', '.join(SECTIONS)}.")
         if "name" not in table.get("model", {}):
-            raise SpecError("The spec has no model.name. Write [model] and name = \"sepsis\".")
+            raise SpecError('The spec has no model.name. Write [model] and name = "sepsis".')
         return cls(text, table)
 
     @property
