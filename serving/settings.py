@@ -1,0 +1,245 @@
+"""Where the service runs: settings from ``WARDCAST_*`` variables, read once.
+
+The defaults are the safe ones: loopback, a generated token, an encrypted store with a generated key. Any other address
+needs configured credentials and TLS, or the service does not start.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from features.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+SEPSIS_MODEL = ROOT / "models" / "sepsis" / "released"
+ADMISSIONS_MODEL = ROOT / "models" / "admissions" / "released"
+PREFIX = "WARDCAST_"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the service takes from its surroundings.
+
+    Attributes
+    ----------
+    var : Path
+        Everything made at run time lives here.
+    host, port : str, int
+        One address, one port.
+    token : str or None
+        The generated token of a loopback service; None where ``tokens_file`` names the credentials.
+    tokens_file : Path or None
+        ``name,role,sha256`` a line: who may call, as what, and the SHA-256 of their token.
+    tls_cert, tls_key : Path or None
+        PEM files. Needed on any address but loopback.
+    store_url, store_key, store_key_file
+        ``sqlite:///path``, the 256-bit key of its encryption as 64 hex digits, and the file that keeps it.
+    sepsis_model, admissions_model : Path
+        Bundle folders.
+    timezone : str
+        The site's; pages, calendars and huddle times follow it. APIs are UTC.
+    clock : "wall" or "replay"
+        With "replay" the sender's ``as_of`` is the service's now: for demos and tests.
+    max_body_bytes, max_events : int
+        What one request may carry.
+    """
+
+    var: Path
+    host: str = "127.0.0.1"
+    port: int = 3000
+    token: str | None = field(default=None, repr=False)
+    tokens_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    store_url: str = field(default="", repr=False)
+    store_key: str = field(default="", repr=False)
+    store_key_file: Path | None = None
+    sepsis_model: Path = SEPSIS_MODEL
+    admissions_model: Path = ADMISSIONS_MODEL
+    timezone: str = "UTC"
+    clock: Literal["wall", "replay"] = "wall"
+    log_level: str = "info"
+    site: str = "site"
+    workers: int = 1
+    max_body_bytes: int = 8 * 1024 * 1024
+    max_events: int = 10_000
+
+    def __post_init__(self) -> None:
+        _check_address(self)
+        if self.clock not in ("wall", "replay"):
+            raise ConfigError("WARDCAST_CLOCK must be wall or replay.")
+        if self.log_level not in LOG_LEVELS:
+            raise ConfigError(f"WARDCAST_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}.")
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ConfigError(
+                f"WARDCAST_TIMEZONE {self.timezone!r} is not a time zone. Write for example Europe/Berlin."
+            ) from None
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+        """Read the settings, and make the token and the key where there are none yet.
+
+        Raises
+        ------
+        ConfigError
+            A value cannot be used, or the combination is unsafe. Names the variable and the remedy, never a secret.
+        """
+        given = os.environ if env is None else env
+        read = {
+            k.removeprefix(PREFIX): v.strip() for k, v in given.items() if k.startswith(PREFIX) and v.strip()
+        }
+        var = Path(read.get("VAR", "var")).absolute()
+        tokens_file = _path(read, "TOKENS_FILE")
+        url = read.get("STORE_URL", f"sqlite:///{var / 'wardcast.db'}")
+        settings = cls(
+            var=var,
+            host=_address(read.get("HOST", "127.0.0.1")),
+            port=_number(read, "PORT", 3000, 0, 65_535),
+            tokens_file=tokens_file,
+            tls_cert=_path(read, "TLS_CERT"),
+            tls_key=_path(read, "TLS_KEY"),
+            store_url=url,
+            store_key_file=_path(read, "STORE_KEY_FILE") or var / "key",
+            sepsis_model=_path(read, "SEPSIS_MODEL") or SEPSIS_MODEL,
+            admissions_model=_path(read, "ADMISSIONS_MODEL") or ADMISSIONS_MODEL,
+            timezone=read.get("TIMEZONE", "UTC"),
+            clock=read.get("CLOCK", "wall"),  # type: ignore[arg-type]  # checked in __post_init__
+            log_level=read.get("LOG_LEVEL", "info").lower(),
+            site=read.get("SITE", "site"),
+            workers=_number(read, "WORKERS", 1, 1, 64),
+            max_body_bytes=_number(read, "MAX_BODY_BYTES", 8 * 1024 * 1024, 1024, 1 << 30),
+            max_events=_number(read, "MAX_EVENTS", 10_000, 1, 1_000_000),
+        )
+        return replace(
+            settings,
+            token=None if tokens_file else _secret(var / "token", secrets.token_urlsafe(32)),
+            store_key=_store_key(settings.store_key_file or var / "key", url),
+        )
+
+    def with_sepsis_model(self, folder: Path) -> Settings:
+        """The same settings, serving another sepsis bundle."""
+        return replace(self, sepsis_model=folder.absolute())
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        return ipaddress.ip_address(self.host).is_loopback
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds the service."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """The variables that make another process read these very settings."""
+        values: dict[str, object] = {
+            "VAR": self.var,
+            "HOST": self.host,
+            "PORT": self.port,
+            "TOKENS_FILE": self.tokens_file,
+            "TLS_CERT": self.tls_cert,
+            "TLS_KEY": self.tls_key,
+            "STORE_URL": self.store_url,
+            "STORE_KEY_FILE": self.store_key_file,
+            "SEPSIS_MODEL": self.sepsis_model,
+            "ADMISSIONS_MODEL": self.admissions_model,
+            "TIMEZONE": self.timezone,
+            "CLOCK": self.clock,
+            "LOG_LEVEL": self.log_level,
+            "SITE": self.site,
+            "WORKERS": self.workers,
+            "MAX_BODY_BYTES": self.max_body_bytes,
+            "MAX_EVENTS": self.max_events,
+        }
+        return {PREFIX + name: str(value) for name, value in values.items() if value is not None}
+
+
+def _check_address(settings: Settings) -> None:
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise ConfigError("TLS needs both files: set WARDCAST_TLS_CERT and WARDCAST_TLS_KEY, or neither.")
+    if settings.is_loopback:
+        return
+    lacking = [
+        name
+        for name, value in (
+            ("WARDCAST_TOKENS_FILE", settings.tokens_file),
+            ("WARDCAST_TLS_CERT", settings.tls_cert),
+        )
+        if value is None
+    ]
+    if lacking:
+        raise ConfigError(
+            f"WARDCAST_HOST {settings.host} is reachable from other machines, which needs configured credentials and "
+            f"TLS. Also set {' and '.join(lacking)}, or use 127.0.0.1 behind a proxy."
+        )
+
+
+def _address(host: str) -> str:
+    host = {"localhost": "127.0.0.1"}.get(host, host)
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        raise ConfigError("WARDCAST_HOST must be an IP address, for example 127.0.0.1 or 0.0.0.0.") from None
+
+
+def _number(read: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = read.get(name, str(default))
+    if not re.fullmatch(r"\d{1,12}", text) or not low <= int(text) <= high:
+        raise ConfigError(f"{PREFIX}{name} must be a whole number from {low:,} to {high:,}.")
+    return int(text)
+
+
+def _path(read: Mapping[str, str], name: str) -> Path | None:
+    return Path(read[name]).expanduser().absolute() if name in read else None
+
+
+def _store_key(path: Path, url: str) -> str:
+    """The key of an encrypted store; made once, beside a store that does not exist yet."""
+    if not url.startswith("sqlite:///"):
+        return ""
+    database = Path(url.removeprefix("sqlite:///"))
+    if database.exists() and not path.exists():
+        raise ConfigError(
+            f"The store {database} exists but its key {path} does not. Restore the key from its backup; "
+            "without it the store cannot be read."
+        )
+    key = _secret(path, secrets.token_hex(32))
+    if not re.fullmatch(r"[0-9a-f]{64}", key):
+        raise ConfigError(f"{path} must hold a 256-bit key as 64 hex digits.")
+    return key
+
+
+def _secret(path: Path, fresh: str) -> str:
+    """Read a secret file, or write it with ``fresh`` content, readable by its owner only."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)  # 0600 from the start
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(fresh + "\n")
+            os.link(temporary, path)  # fails where another process was first; then theirs counts
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(temporary)
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(f"{path} holds a secret and is readable by others. Run: chmod 600 {path}")
+    content = path.read_text(encoding="utf-8").strip()
+    if not content:
+        raise ConfigError(
+            f"{path} is empty. Delete it to have a new one made, or restore it from its backup."
+        )
+    return content

@@ -1,0 +1,126 @@
+"""Opening the database: the only module that speaks SQLite's own dialect.
+
+SQLite files are encrypted with SQLCipher and written ahead with full synchronisation, so that what was acknowledged
+survives a power cut. Everything else in the store is SQLAlchemy Core and runs on PostgreSQL unchanged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, func, insert, inspect, select
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.pool import QueuePool
+
+from features.errors import ConfigError, DataError
+from serving.store.tables import SCHEMA_VERSION, audit_head, metadata, schema_version
+
+BUSY_MS = 15_000
+GENESIS = "0" * 64
+
+
+class Database:
+    """One engine, with reading and writing transactions.
+
+    Writers of this process queue on a lock, writers of other processes on the database's own; readers never wait.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writers = engine.execution_options(wardcast_write=True)
+        self._lock = Lock()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A consistent view of the store."""
+        with self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """All or nothing; durable once the block has ended."""
+        with self._lock, self._writers.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+
+def open_database(url: str, key: str | None) -> Database:
+    """Open a store, and lay its tables out if it is new.
+
+    Raises
+    ------
+    ConfigError
+        The URL is of another kind, or the key does not open the file.
+    DataError
+        The store was written by another version.
+    """
+    if url.startswith("sqlite:///"):
+        engine = _sqlite(Path(url.removeprefix("sqlite:///")), key)
+    elif url.startswith("postgresql"):
+        engine = create_engine(url, isolation_level="READ COMMITTED")
+    else:
+        raise ConfigError("WARDCAST_STORE_URL must start with sqlite:/// or postgresql://.")
+    database = Database(engine)
+    try:
+        _lay_out(database)
+    except DatabaseError as error:
+        engine.dispose()
+        if "not a database" in str(error.orig):
+            raise ConfigError(
+                "The store is not readable with this key. Restore the key that belongs to it "
+                "(WARDCAST_STORE_KEY_FILE, by default var/key)."
+            ) from None
+        raise
+    return database
+
+
+def _lay_out(database: Database) -> None:
+    with database.write() as connection:
+        if not inspect(connection).has_table(schema_version.name):
+            metadata.create_all(connection)
+            connection.execute(insert(schema_version).values(version=SCHEMA_VERSION))
+            connection.execute(insert(audit_head).values(id=1, seq=0, hash=GENESIS))
+        found = connection.execute(select(func.max(schema_version.c.version))).scalar()
+    if found != SCHEMA_VERSION:
+        raise DataError(
+            f"The store has schema {found}, this version reads schema {SCHEMA_VERSION}. "
+            "Run the version that wrote it, or point WARDCAST_STORE_URL at a new store."
+        )
+
+
+def _sqlite(path: Path, key: str | None) -> Engine:
+    from sqlcipher3 import dbapi2
+
+    if key is not None and not re.fullmatch(r"[0-9a-f]{64}", key):
+        raise ConfigError("The key of the store must be 256 bits, as 64 hex digits.")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def connect() -> Any:
+        connection = dbapi2.connect(str(path), check_same_thread=False, isolation_level=None)
+        if key is not None:
+            connection.execute(f"pragma key=\"x'{key}'\"")
+        connection.execute(f"pragma busy_timeout={BUSY_MS}")
+        connection.execute("pragma journal_mode=wal")
+        connection.execute("pragma synchronous=full")
+        connection.execute("pragma temp_store=memory")
+
+        return connection
+
+    engine = create_engine("sqlite://", module=dbapi2, creator=connect, poolclass=QueuePool, pool_size=8)
+    event.listen(engine, "begin", _begin)
+    path.touch(mode=0o600)
+    return engine
+
+
+def _begin(connection: Connection) -> None:
+    """Writers take the write lock at once: two of them can then never deadlock on an upgrade."""
+    write = connection.get_execution_options().get("wardcast_write", False)
+    connection.exec_driver_sql("begin immediate" if write else "begin")

@@ -1,0 +1,187 @@
+"""Predictions, alerts and what people answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from features.errors import DataError
+from serving.store.facts import chunks, received_range
+from serving.store.tables import alert_states, alerts, feedback, models, predictions
+
+PREDICTION_COLUMNS = (
+    "prediction_id", "encounter_id", "subject_id", "prediction_time", "created_time", "model_id", "status", "reason",
+    "probability", "raw", "alert", "page", "encounter_class", "unit",
+)  # fmt: skip
+ALERT_COLUMNS = (
+    "alert_id", "encounter_id", "raised_time", "probability", "ended_time", "acknowledged_time", "acknowledged_by",
+    "reason", "prediction_id",
+)  # fmt: skip
+
+
+def add_predictions(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Log predictions with everything needed to repeat them."""
+    if rows:
+        connection.execute(insert(predictions), [dict(row) for row in rows])
+
+
+def prediction(connection: Connection, prediction_id: str) -> dict[str, Any]:
+    """One logged prediction, whole.
+
+    Raises
+    ------
+    DataError
+        There is none with this identity.
+    """
+    row = (
+        connection.execute(select(predictions).where(predictions.c.prediction_id == prediction_id))
+        .mappings()
+        .first()
+    )
+    if row is None:
+        raise DataError("No prediction has this identity. It is the prediction_id that came with the score.")
+    return dict(row)
+
+
+def read_predictions(
+    connection: Connection, since: int | None, until: int | None, model_id: str | None
+) -> list[tuple[Any, ...]]:
+    """Logged predictions in the order they were made; columns as :data:`PREDICTION_COLUMNS`."""
+    query = select(*(predictions.c[name] for name in PREDICTION_COLUMNS))
+    query = query.where(received_range(since, until, predictions.c.prediction_time))
+    if model_id is not None:
+        query = query.where(predictions.c.model_id == model_id)
+    return [tuple(row) for row in connection.execute(query.order_by(predictions.c.seq))]
+
+
+def read_features(
+    connection: Connection, since: int | None, until: int | None, model_id: str | None
+) -> list[tuple[str, int, str | None, bytes]]:
+    """Prediction identity, time, unit and float32 features of scored predictions."""
+    p = predictions.c
+    query = select(p.prediction_id, p.prediction_time, p.unit, p.features)
+    query = query.where(received_range(since, until, p.prediction_time), p.status == "scored")
+    if model_id is not None:
+        query = query.where(p.model_id == model_id)
+    return [(a, b, c, bytes(d)) for a, b, c, d in connection.execute(query.order_by(p.seq))]
+
+
+def newest_predictions(connection: Connection, ids: Sequence[str], road: str) -> dict[str, dict[str, Any]]:
+    """The last prediction of each of some encounters."""
+    p = predictions.c
+    found: dict[str, dict[str, Any]] = {}
+    for some in chunks(ids):
+        newest = (
+            select(func.max(p.seq)).where(p.encounter_id.in_(some), p.road == road).group_by(p.encounter_id)
+        )
+        query = select(predictions).where(p.seq.in_(newest))
+        found |= {row["encounter_id"]: dict(row) for row in connection.execute(query).mappings()}
+    return found
+
+
+def history(
+    connection: Connection, ids: Sequence[str], road: str, since: int, until: int
+) -> dict[str, list[tuple[int, float | None, bool, str]]]:
+    """Time, probability, page and prediction identity of each of some encounters, oldest first."""
+    p = predictions.c
+    found: dict[str, list[tuple[int, float | None, bool, str]]] = {}
+    for some in chunks(ids):
+        query = select(p.encounter_id, p.prediction_time, p.probability, p.page, p.prediction_id).where(
+            p.encounter_id.in_(some), p.road == road, p.prediction_time >= since, p.prediction_time <= until
+        )
+        for who, when, probability, page, identity in connection.execute(
+            query.order_by(p.prediction_time, p.seq)
+        ):
+            found.setdefault(who, []).append((when, probability, page, identity))
+    return found
+
+
+def remember_model(connection: Connection, model_id: str, folder: str, now: int) -> None:
+    """Note where a model's bundle is, so that its predictions can be repeated after it was replaced."""
+    connection.execute(delete(models).where(models.c.model_id == model_id))
+    connection.execute(insert(models).values(model_id=model_id, folder=folder, loaded_time=now))
+
+
+def model_folder(connection: Connection, model_id: str) -> str | None:
+    """Where a model's bundle was when it last served."""
+    return connection.execute(select(models.c.folder).where(models.c.model_id == model_id)).scalar()
+
+
+def alert_memory(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[dict[str, Any], int]]:
+    """What the alert policy remembers of some encounters, and up to when."""
+    found: dict[str, tuple[dict[str, Any], int]] = {}
+    for some in chunks(ids):
+        query = select(alert_states).where(alert_states.c.encounter_id.in_(some))
+        for row in connection.execute(query).mappings():
+            found[row["encounter_id"]] = (json.loads(row["state"]), row["prediction_time"])
+    return found
+
+
+def keep_alert_memory(connection: Connection, memory: Mapping[str, tuple[dict[str, Any], int]]) -> None:
+    """Write what the alert policy remembers."""
+    for some in chunks(memory):
+        connection.execute(delete(alert_states).where(alert_states.c.encounter_id.in_(some)))
+    rows = [
+        {"encounter_id": who, "state": json.dumps(state, sort_keys=True), "prediction_time": when}
+        for who, (state, when) in memory.items()
+    ]
+    if rows:
+        connection.execute(insert(alert_states), rows)
+
+
+def add_alerts(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise alerts; one that was still open for the same encounter ends, since this one takes its place."""
+    for row in rows:
+        end_alerts(connection, [row["encounter_id"]], row["raised_time"])
+        connection.execute(insert(alerts), [dict(row)])
+
+
+def end_alerts(connection: Connection, ids: Sequence[str], when: int) -> None:
+    """End the open alerts of some encounters."""
+    for some in chunks(ids):
+        connection.execute(
+            update(alerts)
+            .where(alerts.c.encounter_id.in_(some), alerts.c.ended_time.is_(None))
+            .values(ended_time=when)
+        )
+
+
+def read_alerts(
+    connection: Connection, since: int | None, until: int | None, ids: Sequence[str] | None = None
+) -> list[tuple[Any, ...]]:
+    """Alerts by when they were raised; columns as :data:`ALERT_COLUMNS`."""
+    query = select(*(alerts.c[name] for name in ALERT_COLUMNS))
+    query = query.where(received_range(since, until, alerts.c.raised_time))
+    if ids is not None:
+        query = query.where(alerts.c.encounter_id.in_(ids))
+    return [tuple(row) for row in connection.execute(query.order_by(alerts.c.raised_time, alerts.c.alert_id))]
+
+
+def acknowledge(
+    connection: Connection, alert_id: str, who: str, when: int, outcome: str, comment: str | None
+) -> dict[str, Any]:
+    """Note who has seen an alert. Every answer is kept; the first one is the acknowledgement.
+
+    Raises
+    ------
+    DataError
+        There is no such alert.
+    """
+    row = connection.execute(select(alerts).where(alerts.c.alert_id == alert_id)).mappings().first()
+    if row is None:
+        raise DataError("No alert has this identity. GET /v1/alerts lists them.")
+    connection.execute(
+        insert(feedback).values(
+            alert_id=alert_id, given_time=when, given_by=who, outcome=outcome, comment=comment
+        )
+    )
+    if row["acknowledged_time"] is None:
+        connection.execute(
+            update(alerts)
+            .where(alerts.c.alert_id == alert_id)
+            .values(acknowledged_time=when, acknowledged_by=who)
+        )
+    return dict(connection.execute(select(alerts).where(alerts.c.alert_id == alert_id)).mappings().one())

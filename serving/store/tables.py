@@ -1,0 +1,205 @@
+"""The tables of the store, for SQLite and PostgreSQL alike.
+
+Instants are int64 microseconds UTC. Facts are append-only: a correction is a further row, and ``seq`` with
+``received_time`` says what was known when. An identity or a value of a patient appears in rows only, never in a name.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+SCHEMA_VERSION: Final = 1
+
+Micros = BigInteger
+Sequence = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData()
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
+
+ENCOUNTER_TIMES: Final = (
+    "hospital_admission_time",
+    "icu_admission_time",
+    "arrival_time",
+    "decision_time",
+    "admission_time",
+    "discharge_time",
+)
+ENCOUNTER_TEXTS: Final = ("encounter_class", "unit", "specialty", "sex", "icu_type", "arrival_mode")
+ENCOUNTER_FACTS: Final = (*ENCOUNTER_TEXTS, "age_years", *ENCOUNTER_TIMES)
+
+# One row each time something about an encounter became known; the newest row is the whole present picture.
+encounters = Table(
+    "encounters",
+    metadata,
+    Column("seq", Sequence, primary_key=True),
+    Column("encounter_id", String(128), nullable=False),
+    Column("subject_id", String(128), nullable=False),
+    Column("received_time", Micros, nullable=False),
+    *(Column(name, String(128)) for name in ENCOUNTER_TEXTS),
+    Column("age_years", Float),
+    *(Column(name, Micros) for name in ENCOUNTER_TIMES),
+    Index("encounters_latest", "encounter_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# One row a fact as it was received. `reason` is empty where the fact can be used; else why it was set aside.
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Sequence, primary_key=True),
+    Column("encounter_id", String(128), nullable=False),
+    Column("subject_id", String(128), nullable=False),
+    Column("time", Micros, nullable=False),
+    Column("available_time", Micros, nullable=False),
+    Column("received_time", Micros, nullable=False),
+    Column("code", String(256), nullable=False),
+    Column("raw_value", Float),
+    Column("raw_text", Text),
+    Column("raw_unit", String(64)),
+    Column("status", String(16), nullable=False),
+    Column("source_id", String(256), nullable=False),
+    Column("content_hash", LargeBinary(32), nullable=False, unique=True),
+    Column("concept", String(64)),
+    Column("numeric_value", Float),
+    Column("unit", String(64)),
+    Column("reason", String(64)),
+    Index("events_of_encounter", "encounter_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# Every score that was ever given, with what is needed to give it again: the features it read, and either the request
+# itself (`inputs`) or the place in the store up to which it read (`events_seq`, `encounter_seq`).
+predictions = Table(
+    "predictions",
+    metadata,
+    Column("seq", Sequence, primary_key=True),
+    Column("prediction_id", String(32), nullable=False, unique=True),
+    Column("road", String(16), nullable=False),
+    Column("encounter_id", String(128), nullable=False),
+    Column("subject_id", String(128), nullable=False),
+    Column("encounter_class", String(16)),
+    Column("unit", String(128)),
+    Column("model_id", String(128), nullable=False),
+    Column("prediction_time", Micros, nullable=False),
+    Column("created_time", Micros, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("reason", String(64)),
+    Column("raw", Float),
+    Column("probability", Float),
+    Column("alert", Boolean, nullable=False),
+    Column("page", Boolean, nullable=False),
+    Column("features", LargeBinary, nullable=False),
+    Column("reasons", Text),
+    Column("inputs", LargeBinary),
+    Column("events_seq", Sequence),
+    Column("encounter_seq", Sequence),
+    Index("predictions_of_encounter", "encounter_id", "prediction_time"),
+    Index("predictions_by_time", "prediction_time"),
+    sqlite_autoincrement=True,
+)
+
+# Where the folder of each model was when it last served: an old prediction is repeated with its own model.
+models = Table(
+    "models",
+    metadata,
+    Column("model_id", String(128), primary_key=True),
+    Column("folder", Text, nullable=False),
+    Column("loaded_time", Micros, nullable=False),
+)
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("alert_id", String(32), primary_key=True),
+    Column("encounter_id", String(128), nullable=False),
+    Column("prediction_id", String(32), nullable=False),
+    Column("raised_time", Micros, nullable=False),
+    Column("probability", Float, nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("ended_time", Micros),
+    Column("acknowledged_time", Micros),
+    Column("acknowledged_by", String(64)),
+    Index("alerts_of_encounter", "encounter_id", "raised_time"),
+    Index("alerts_by_time", "raised_time"),
+)
+
+# The memory of the alert policy, one row an encounter.
+alert_states = Table(
+    "alert_states",
+    metadata,
+    Column("encounter_id", String(128), primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("prediction_time", Micros, nullable=False),
+)
+
+# What people answered: acknowledged, dismissed and why. Append-only.
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("seq", Sequence, primary_key=True),
+    Column("alert_id", String(32), nullable=False),
+    Column("given_time", Micros, nullable=False),
+    Column("given_by", String(64), nullable=False),
+    Column("outcome", String(32), nullable=False),
+    Column("comment", Text),
+    Index("feedback_of_alert", "alert_id"),
+    sqlite_autoincrement=True,
+)
+
+# Who did what to whose data. Each row carries the hash of the one before it.
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Sequence, primary_key=True, autoincrement=False),
+    Column("time", Micros, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("encounters", Text, nullable=False),
+    Column("request_id", String(32), nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+# One row: the newest link. Updated first, so that writers queue here and the chain has no branches.
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("seq", Sequence, nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("session_hash", String(64), primary_key=True),
+    Column("actor", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("started_time", Micros, nullable=False),
+    Column("seen_time", Micros, nullable=False),
+)
+
+# The replay clock, so that every worker and every restart has the same now.
+replay_clock = Table(
+    "replay_clock",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("now", Micros, nullable=False),
+)
