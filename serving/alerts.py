@@ -1,0 +1,71 @@
+"""When a score becomes a page: the bundle's policy, its memory kept per encounter in the store.
+
+The rule itself is :class:`models.decision.AlertPolicy`, which batch scoring walks too.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection
+
+from models.bundle import Bundle
+from models.decision import AlertPolicy, AlertState
+from models.scope import SCORED
+from serving.scoring import Score
+from serving.store import log
+
+
+def policy_of(bundle: Bundle) -> AlertPolicy:
+    """The paging policy a bundle was evaluated with."""
+    return AlertPolicy.from_dict(bundle.alert_policy)
+
+
+def decide(
+    connection: Connection, scores: Sequence[Score], prediction_ids: Mapping[str, str], policy: AlertPolicy
+) -> set[str]:
+    """Take each score through the policy; raise, keep or end alerts, and remember.
+
+    Parameters
+    ----------
+    prediction_ids : by encounter
+
+    Returns
+    -------
+    set of str
+        The encounters that page now. A score that is older than what the policy has seen changes nothing.
+    """
+    memory = log.alert_memory(connection, [s.encounter_id for s in scores])
+    kept: dict[str, tuple[dict[str, Any], int]] = {}
+    raised: list[dict[str, Any]] = []
+    over: list[str] = []
+    for score in scores:
+        stored, seen = memory.get(score.encounter_id, ({}, -1))
+        if score.status != SCORED or score.prediction_time < seen:
+            continue
+        before = AlertState(**stored)
+        state, decision = policy.step(before, score.probability, score.prediction_time)
+        kept[score.encounter_id] = (asdict(state), score.prediction_time)
+        if decision.page:
+            raised.append(_alert(score, prediction_ids[score.encounter_id], before))
+        elif before.active and not decision.active:
+            over.append(score.encounter_id)
+    log.add_alerts(connection, raised)
+    if over:
+        log.end_alerts(connection, over, scores[0].prediction_time)
+    log.keep_alert_memory(connection, kept)
+    return {row["encounter_id"] for row in raised}
+
+
+def _alert(score: Score, prediction_id: str, before: AlertState) -> dict[str, Any]:
+    return {
+        "alert_id": secrets.token_hex(16),
+        "encounter_id": score.encounter_id,
+        "prediction_id": prediction_id,
+        "raised_time": score.prediction_time,
+        "probability": score.probability,
+        "reason": "risen" if before.active and before.paged else "threshold",
+    }

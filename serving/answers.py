@@ -1,0 +1,111 @@
+"""Refusals: one shape for every answer that is not 2xx, with a remedy and never with what was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from serving.context import request_id
+from serving.schemas import FieldProblem, explain_errors
+
+R = TypeVar("R", bound=BaseModel)
+
+
+class Refusal(Exception):
+    """An answer other than 2xx."""
+
+    def __init__(
+        self, status: int, code: str, message: str, remedy: str, fields: Sequence[FieldProblem] = ()
+    ) -> None:
+        super().__init__(code)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.remedy = remedy
+        self.fields = list(fields)
+
+    def answer(self) -> JSONResponse:
+        """The refusal as the caller gets it."""
+        body = {
+            "error": {
+                "code": self.code,
+                "message": self.message,
+                "remedy": self.remedy,
+                "fields": [field.model_dump() for field in self.fields],
+            },
+            "request_id": request_id.get(),
+        }
+        headers = {"WWW-Authenticate": 'Bearer realm="wardcast"'} if self.status == 401 else {}
+        return JSONResponse(body, status_code=self.status, headers=headers)
+
+
+def parse(contract: type[R], body: bytes) -> R:
+    """Read a request body as its contract.
+
+    Raises
+    ------
+    Refusal
+        400 where it is not JSON, 422 where fields are wrong; names them, never their content.
+    """
+    try:
+        return contract.model_validate_json(body)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    if details[0]["type"] == "json_invalid":
+        raise Refusal(
+            400,
+            "invalid_json",
+            "The body is not JSON that can be read.",
+            "Send one JSON object, no deeper than the contract.",
+        )
+    fields = explain_errors(details, contract)
+    raise Refusal(
+        422,
+        "invalid_input",
+        f"{len(details):,} fields cannot be used.",
+        "Mend the fields named here.",
+        fields,
+    )
+
+
+def too_many_events(found: int, limit: int, field: str = "events") -> Refusal:
+    """More items than one call may carry."""
+    return Refusal(
+        413,
+        f"too_many_{field}",
+        f"{found:,} {field} in one call; the limit is {limit:,}.",
+        f"Send them in calls of at most {limit:,}, oldest first. The limit is WARDCAST_MAX_EVENTS.",
+        [FieldProblem(field=field, problem=f"holds {found:,} items", remedy=f"At most {limit:,} a call.")],
+    )
+
+
+def too_large(limit: int) -> Refusal:
+    """More bytes than one call may carry."""
+    return Refusal(
+        413,
+        "body_too_large",
+        f"The body is larger than {limit:,} bytes.",
+        "Send fewer events a call. The limit is WARDCAST_MAX_BODY_BYTES.",
+    )
+
+
+def require_json(request: Request) -> None:
+    """Refuse bodies of another type, or packed.
+
+    Raises
+    ------
+    Refusal
+        415.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
+        raise Refusal(
+            415,
+            "unsupported_media_type",
+            "The body must be JSON, not packed.",
+            "Send Content-Type: application/json and no Content-Encoding.",
+        )
