@@ -1,0 +1,360 @@
+"""The JSON routes: scores, news, risk, alerts, model."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import AwareDatetime
+from sqlalchemy import Connection
+
+from features.errors import DataError
+from serving.answers import Refusal, parse, require_json, too_many_events
+from serving.clock import iso, to_us
+from serving.ingest.events import (
+    AFTER,
+    DUPLICATE,
+    FUTURE,
+    TOLERANCE_US,
+    UNKNOWN_ENCOUNTER,
+    Verdict,
+    fingerprint,
+    receive,
+    sort_out,
+    tabulate,
+    told,
+)
+from serving.rounds import Logged, current, score_stored
+from serving.schemas import AcknowledgeRequest, ErrorAnswer, EventBody, EventsRequest, ScoreRequest
+from serving.scoring import Explain, Score, Scorer, pack, record
+from serving.state import of, wall_us
+from serving.store import facts, log
+from serving.store.tables import ENCOUNTER_TIMES
+
+STATELESS = "stateless"
+TOLD = 6
+"""Reasons given unasked; the rest are summed up in one line."""
+MAX_BODY_TEXT = "One JSON object; see WARDCAST_MAX_BODY_BYTES and WARDCAST_MAX_EVENTS for its limits."
+
+router = APIRouter(
+    prefix="/v1",
+    responses={
+        code: {"model": ErrorAnswer, "description": text}
+        for code, text in {
+            401: "No token, or one that is not known.",
+            403: "The caller's role may not do this.",
+            422: "Fields that cannot be used, each with its remedy.",
+        }.items()
+    },
+)
+
+
+async def _body(request: Request) -> bytes:
+    require_json(request)
+    return await request.body()
+
+
+Body = Annotated[bytes, Depends(_body)]
+Encounter = Annotated[str, Query(min_length=1, max_length=128, description="The encounter's identity.")]
+
+
+def _takes(model: str) -> dict[str, Any]:
+    """OpenAPI of a body that is read by :func:`serving.answers.parse`."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model}"}}}
+    return {"requestBody": {"required": True, "description": MAX_BODY_TEXT, "content": content}}
+
+
+@router.post(
+    "/sepsis/score", summary="Score one patient from what is sent", openapi_extra=_takes("ScoreRequest")
+)
+def score(request: Request, body: Body) -> JSONResponse:
+    """Sepsis risk of one patient, from the events in the request alone.
+
+    Events that cannot be used, or lie after the prediction time, are listed under `ignored` with a reason. Where the
+    patient cannot be scored, `status` says why and `probability` is null.
+    """
+    state = of(request)
+    asked = parse(ScoreRequest, body)
+    if len(asked.events) > state.settings.max_events:
+        raise too_many_events(len(asked.events), state.settings.max_events)
+    scorer, created = state.scorer, state.now_us()
+    when = created if asked.prediction_time is None else to_us(asked.prediction_time)
+    if when > max(wall_us(), created) + TOLERANCE_US:
+        raise Refusal(
+            422,
+            "future_time",
+            "prediction_time lies in the future.",
+            "Leave it out to score now, or send a past instant.",
+        )
+    encounter = {
+        "encounter_id": asked.encounter.encounter_id,
+        "subject_id": asked.encounter.subject_id or asked.encounter.encounter_id,
+        "received_time": created,
+        **told(asked.encounter),
+    }
+    ignored, taken, hashes = _usable(encounter["encounter_id"], asked.events, when, created)
+    who = [(encounter["subject_id"], encounter["encounter_id"])] * len(taken)
+    judged = sort_out(
+        tabulate([asked.events[k] for k in taken], who, hashes), [asked.events[k] for k in taken]
+    )
+    ignored |= {k: wrong for k, wrong in zip(taken, judged.faults, strict=True) if wrong}
+    result = scorer.score([encounter], judged.usable, when, asked.explain)[0]
+    identity = secrets.token_hex(16)
+    row = record(
+        result, identity, road=STATELESS, model_id=scorer.bundle.model_id, created=created,
+        inputs=pack(encounter, judged.usable),
+    )  # fmt: skip
+    with state.store.write() as connection:
+        log.add_predictions(connection, [row])
+        state.audit(request, "score", [encounter["encounter_id"]], connection)
+    state.metrics.count_scores(scorer.bundle.model_id, [result])
+    answer = _answer(result, identity, scorer, created, asked.explain)
+    answer["used"] = len(asked.events) - len(ignored)
+    answer["ignored"] = _ahead(encounter, when) + [
+        _ignored(k, *wrong) for k, wrong in sorted(ignored.items())
+    ]
+    if asked.features:
+        values = [None if v != v else v for v in result.features.tolist()]
+        answer["features"] = dict(zip(scorer.bundle.feature_names, values, strict=True))
+    return JSONResponse(answer)
+
+
+def _usable(
+    encounter_id: str, events: Sequence[EventBody], when: int, now: int
+) -> tuple[dict[int, tuple[str, str, str]], list[int], list[bytes]]:
+    """Leave out what lies after the prediction, and repetitions; positions and hashes of the rest."""
+    ignored: dict[int, tuple[str, str, str]] = {}
+    seen: dict[bytes, int] = {}
+    for k, event in enumerate(events):
+        times = {"time": to_us(event.time), "available_time": to_us(event.available_time or event.time)}
+        late = next((name for name, t in times.items() if t > when), None)
+        if late is not None:
+            reason = FUTURE if times[late] > now + TOLERANCE_US else AFTER
+            ignored[k] = (reason[0], late, reason[2])
+            continue
+        content = fingerprint(encounter_id, event)
+        if content in seen:
+            ignored[k] = DUPLICATE
+        seen.setdefault(content, k)
+    return ignored, list(seen.values()), list(seen)
+
+
+def _ahead(encounter: dict[str, Any], when: int) -> list[dict[str, Any]]:
+    """Times of the encounter that lie after the prediction; the score does not know them."""
+    late = [name for name in ENCOUNTER_TIMES if (encounter.get(name) or when) > when]
+    return [{"field": f"encounter.{name}", "reason": AFTER[0], "remedy": AFTER[2]} for name in late]
+
+
+def _ignored(position: int, reason: str, field: str, remedy: str) -> dict[str, Any]:
+    return {"field": f"events[{position}].{field}", "reason": reason, "remedy": remedy}
+
+
+@router.post("/events", summary="Send news about patients", openapi_extra=_takes("EventsRequest"))
+def events(request: Request, body: Body) -> JSONResponse:
+    """Store encounters and events, then score the patients they are about.
+
+    Every item gets a verdict: `accepted`, `duplicate` or `rejected`. An accepted event with a reason is kept but used
+    in no score. Answered once everything accepted is durable.
+    """
+    state = of(request)
+    news = parse(EventsRequest, body)
+    for name, items in (("events", news.events), ("encounters", news.encounters)):
+        if len(items) > state.settings.max_events:
+            raise too_many_events(len(items), state.settings.max_events, name)
+    with state.store.write() as connection:
+        now = state.advance(connection, news.as_of)
+        receipt = receive(connection, news, now)
+        about = {e.encounter_id for e in news.encounters} | {e.encounter_id for e in news.events}
+        state.audit(request, "receive", sorted(about), connection)
+        _end_alerts_of_the_discharged(connection, receipt.affected, now)
+    state.metrics.count_verdicts(receipt.events)
+    logged = (
+        score_stored(state, receipt.affected, now) if receipt.affected and "sepsis" in state.bundles else []
+    )
+    return JSONResponse(
+        {
+            "received_time": iso(now),
+            "encounters": [_verdict(f"encounters[{k}]", v) for k, v in enumerate(receipt.encounters)],
+            "events": [_verdict(f"events[{k}]", v) for k, v in enumerate(receipt.events)],
+            "counts": _counts(receipt.events),
+            "scored": [_brief(one) for one in logged],
+        }
+    )
+
+
+def _end_alerts_of_the_discharged(connection: Connection, ids: Sequence[str], now: int) -> None:
+    gone = [k for k, e in facts.latest(connection, ids).items() if (e["discharge_time"] or now + 1) <= now]
+    log.end_alerts(connection, gone, now)
+
+
+def _verdict(place: str, verdict: Verdict) -> dict[str, Any]:
+    said = verdict.answer()
+    if verdict.field is not None:
+        said["field"] = f"{place}.{verdict.field}"
+    return said
+
+
+def _counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    counts = dict.fromkeys(("accepted", "duplicate", "rejected", "set_aside"), 0)
+    for verdict in verdicts:
+        counts[verdict.verdict] += 1
+        counts["set_aside"] += verdict.verdict == "accepted" and verdict.reason is not None
+    return counts
+
+
+def _brief(logged: Logged) -> dict[str, Any]:
+    score = logged.score
+    return {
+        "encounter_id": score.encounter_id,
+        "prediction_id": logged.prediction_id,
+        "status": score.status,
+        "probability": score.probability,
+        "alert": score.alert,
+        "page": logged.page,
+    }
+
+
+@router.get("/risk", summary="Risk of one patient now", responses={404: {"model": ErrorAnswer}})
+def risk(request: Request, encounter: Encounter, explain: bool | None = None) -> JSONResponse:
+    """Sepsis risk of a stored patient at the service's now, logged like every other score."""
+    state = of(request)
+    with state.store.read() as connection:
+        known = facts.latest(connection, [encounter]).get(encounter)
+    state.audit(request, "read risk", [encounter], outcome="done" if known else "not_found")
+    now = state.now_us()
+    if known is None:
+        raise Refusal(404, UNKNOWN_ENCOUNTER[0], "No such encounter.", "Send it to POST /v1/events first.")
+    if known["discharge_time"] is not None and known["discharge_time"] <= now:
+        raise Refusal(
+            409,
+            "encounter_ended",
+            "The encounter has ended, so there is no risk now.",
+            "Past scores are in the log.",
+        )
+    wanted: Explain = "auto" if explain is None else explain
+    logged = current(state, encounter, now, wanted)
+    answer = _answer(logged.score, logged.prediction_id, state.scorer, now, wanted)
+    return JSONResponse(answer | {"page": logged.page})
+
+
+@router.get("/alerts", summary="Alerts, newest first")
+def alerts(
+    request: Request,
+    since: AwareDatetime | None = None,
+    until: AwareDatetime | None = None,
+    encounter: Annotated[str | None, Query(max_length=128)] = None,
+) -> JSONResponse:
+    """Alerts raised in a period (the last 24 hours where no start is given), `since` included, `until` not."""
+    state = of(request)
+    start = state.now_us() - 24 * 3_600_000_000 if since is None else to_us(since)
+    with state.store.read() as connection:
+        rows = log.read_alerts(
+            connection,
+            start,
+            None if until is None else to_us(until),
+            None if encounter is None else [encounter],
+        )
+    found = [_alert(dict(zip(log.ALERT_COLUMNS, row, strict=True))) for row in reversed(rows)]
+    state.audit(request, "read alerts", [a["encounter_id"] for a in found])
+    return JSONResponse({"alerts": found})
+
+
+def _alert(row: dict[str, Any]) -> dict[str, Any]:
+    times = {k: iso(v) for k, v in row.items() if k.endswith("_time")}
+    return row | times
+
+
+@router.post(
+    "/alerts/acknowledge",
+    summary="Say that somebody has seen an alert",
+    openapi_extra=_takes("AcknowledgeRequest"),
+    responses={404: {"model": ErrorAnswer}},
+)
+def acknowledge(request: Request, body: Body) -> JSONResponse:
+    """Acknowledge an alert; the first to do so is its owner, every answer is kept."""
+    state = of(request)
+    asked = parse(AcknowledgeRequest, body)
+    return JSONResponse(_alert(acknowledge_alert(request, asked, state.now_us())))
+
+
+def acknowledge_alert(request: Request, asked: AcknowledgeRequest, now: int) -> dict[str, Any]:
+    """Write an acknowledgement and its audit record, for the API and the page alike."""
+    state = of(request)
+    with state.store.write() as connection:
+        try:
+            row = log.acknowledge(
+                connection, asked.alert_id, request.state.caller.name, now, asked.outcome, asked.comment
+            )
+        except DataError as error:
+            raise Refusal(404, "unknown_alert", str(error), "GET /v1/alerts lists them.") from None
+        state.audit(request, f"acknowledge {asked.outcome}", [row["encounter_id"]], connection)
+    return row
+
+
+@router.get("/model", summary="The model that is serving")
+def model(request: Request) -> JSONResponse:
+    """Identity, features, thresholds, paging policy, evaluation and card of the sepsis model."""
+    bundle = of(request).scorer.bundle
+    return JSONResponse(
+        {
+            "model": bundle.model_id,
+            "name": bundle.name,
+            "version": bundle.version,
+            "thresholds": bundle.thresholds,
+            "policy": bundle.alert_policy,
+            "scope": bundle.spec.section("scope"),
+            "target": bundle.spec.section("target"),
+            "features": list(bundle.feature_names),
+            "evaluation": bundle.evaluation,
+            "card": bundle.card,
+        }
+    )
+
+
+def _answer(score: Score, identity: str, scorer: Scorer, created: int, explain: Explain) -> dict[str, Any]:
+    """A score as the caller reads it. Reasons explain ``raw``, the log-odds before calibration."""
+    shown = score.reasons if explain is True else score.reasons[:TOLD]
+    rest = score.reasons[len(shown) :]
+    why = None
+    if score.reasons:
+        why = {
+            "scale": "log-odds before calibration",
+            "base": score.base,
+            "reasons": [reason.answer() for reason in shown],
+            "others": {"count": len(rest), "contribution": sum(r.contribution for r in rest)},
+        }
+    return {
+        "prediction_id": identity,
+        "encounter_id": score.encounter_id,
+        "model": scorer.bundle.model_id,
+        "prediction_time": iso(score.prediction_time),
+        "created_time": iso(created),
+        "status": score.status,
+        "reason": _why_not(score, scorer),
+        "probability": score.probability,
+        "raw": score.raw,
+        "threshold": scorer.threshold,
+        "alert": score.alert,
+        "explanation": why,
+    }
+
+
+def _why_not(score: Score, scorer: Scorer) -> dict[str, Any] | None:
+    if score.status == "scored":
+        return None
+    scope = scorer.bundle.spec.section("scope")
+    if score.status == "out_of_scope":
+        text = (
+            f"The model was made for patients from {scope['min_age']} years on in: "
+            f"{', '.join(scope['encounter_classes'])}."
+        )
+        return {"code": score.status, "message": text, "remedy": "Do not use it for others.", "missing": []}
+    return {
+        "code": score.status,
+        "message": f"Fewer than {scope['min_vitals']} vital signs within {scope['recent_h']} h, or no age.",
+        "remedy": "Send recent vital signs, the age, and the admission time from which they count.",
+        "missing": list(score.missing),
+    }

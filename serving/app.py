@@ -1,0 +1,157 @@
+"""The whole service as one FastAPI application, with or without BentoML around it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+from features.errors import WardcastError
+from serving import api
+from serving.answers import Refusal
+from serving.pages import routes as pages
+from serving.schemas import REQUESTS, explain_errors
+from serving.security.guard import Guard
+from serving.settings import Settings
+from serving.state import Wardcast, of
+
+VERSION = "0.1.0"
+logger = logging.getLogger("wardcast")
+
+probes = APIRouter()
+
+
+@probes.get("/healthz", summary="Is the process alive")
+@probes.get("/livez", include_in_schema=False)
+def alive() -> dict[str, str]:
+    """Answers as long as the process does."""
+    return {"status": "alive", "version": VERSION}
+
+
+@probes.get("/readyz", summary="Can it score")
+def ready(request: Request) -> JSONResponse:
+    """200 where the store answers and a model is loaded; else 503 and the reason codes."""
+    problems = readiness(of(request))
+    status = {"status": "not_ready" if problems else "ready", "problems": problems}
+    return JSONResponse(status, status_code=503 if problems else 200)
+
+
+def readiness(state: Wardcast) -> list[str]:
+    """Reason codes of what keeps the service from scoring; empty when nothing does."""
+    problems = list(state.problems.values())
+    try:
+        state.now_us()
+        with state.store.read() as connection:
+            connection.exec_driver_sql("select 1")
+    except Exception as error:
+        logger.error("store problem=unavailable kind=%s", type(error).__name__)
+        problems.append("store_unavailable")
+    return problems
+
+
+@probes.get("/metrics", summary="Prometheus metrics", response_class=Response)
+def metrics(request: Request) -> Response:
+    """Counts and times. No label holds an identity."""
+    state = of(request)
+    text = state.metrics.exposition(state.settings.var / "monitor")
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application: open the store, load the models, add every route.
+
+    Raises
+    ------
+    ConfigError, DataError
+        The store or the credentials cannot be used. A model that cannot be loaded leaves the service running and not
+        ready, with the reason code.
+    """
+    _log_at(settings.log_level)
+    state = Wardcast(settings)
+    app = FastAPI(title="Wardcast", version=VERSION, docs_url=None, redoc_url=None)
+    app.state.wardcast = state
+    routers = (probes, api.router, pages.router, *_other_rooms(state))
+    for router in routers:
+        app.include_router(router)
+    handlers: dict[type[Exception], Callable[..., Awaitable[Response]]] = {
+        Refusal: _refused,
+        RequestValidationError: _invalid,
+        HTTPException: _http,
+        WardcastError: _mendable,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    paths = frozenset({"/openapi.json"} | {getattr(route, "path", "") for r in routers for route in r.routes})
+    app.add_middleware(Guard, state=state, routes=paths)
+    return app
+
+
+def _other_rooms(state: Wardcast) -> list[APIRouter]:
+    from serving.monitoring.routes import router as monitoring
+
+    rooms = [monitoring()]
+    if find_spec("serving.reports.routes"):
+        rooms.append(import_module("serving.reports.routes").router(state))
+    return rooms
+
+
+async def _refused(request: Request, refusal: Refusal) -> Response:
+    wants_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/v1/")
+    return pages.page_error(of(request), refusal) if wants_page else refusal.answer()
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> Response:
+    details: list[Any] = [detail | {"loc": detail["loc"][1:]} for detail in error.errors()]
+    fields = explain_errors(details)
+    return await _refused(
+        request,
+        Refusal(
+            422, "invalid_input", f"{len(fields):,} fields cannot be used.", "Mend the fields named.", fields
+        ),
+    )
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    codes = {
+        404: ("not_found", "There is nothing here."),
+        405: ("method_not_allowed", "Not with this method."),
+    }
+    code, message = codes.get(error.status_code, ("refused", "This was refused."))
+    return await _refused(
+        request, Refusal(error.status_code, code, message, "See /openapi.json for the routes.")
+    )
+
+
+async def _mendable(request: Request, error: WardcastError) -> Response:
+    """Errors of the house say what was expected and what to do, and hold no patient's data."""
+    return await _refused(request, Refusal(422, "cannot_be_done", str(error), "See the message."))
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's own description, and the contracts of the bodies we read ourselves."""
+    if app.openapi_schema is None:
+        described = FastAPI.openapi(app)
+        _, definitions = models_json_schema(
+            [(model, "validation") for model in REQUESTS], ref_template="#/components/schemas/{model}"
+        )
+        described.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        app.openapi_schema = described
+    return app.openapi_schema
+
+
+def _log_at(level: str) -> None:
+    logger.setLevel(level.upper())
+    if not logger.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False

@@ -1,0 +1,160 @@
+"""What every request stands on: settings, store, models, clock, templates. One object, made once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Request
+from jinja2 import Environment
+from sqlalchemy import Connection, insert, select, update
+
+from features.errors import SpecError
+from models.bundle import Bundle
+from serving.answers import Refusal
+from serving.clock import from_us, to_us
+from serving.context import request_id
+from serving.metrics import Metrics
+from serving.pages.render import environment
+from serving.scoring import Scorer
+from serving.security.identity import Caller, Credentials
+from serving.settings import Settings
+from serving.store import audit, log
+from serving.store.store import Store
+from serving.store.tables import replay_clock
+
+logger = logging.getLogger("wardcast")
+
+
+class Wardcast:
+    """The service's state, found at ``request.app.state.wardcast``.
+
+    Attributes
+    ----------
+    settings : Settings
+    store : Store
+    bundles : dict of product to Bundle
+        What could be loaded; ``problems`` has the reason code of what could not.
+    templates : jinja2.Environment
+        With ``base.html``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store.open(settings.store_url, settings.store_key or None, settings.site)
+        self.credentials = Credentials.of(settings)
+        self.metrics = Metrics()
+        self.templates: Environment = environment(settings.timezone)
+        self.bundles: dict[str, Bundle] = {}
+        self.problems: dict[str, str] = {}
+        self._scorer: Scorer | None = None
+        self._load_sepsis()
+
+    def _load_sepsis(self) -> None:
+        try:
+            self._scorer = Scorer.load(self.settings.sepsis_model, self.settings.timezone)
+        except SpecError as error:
+            missing = not self.settings.sepsis_model.exists()
+            self.problems["sepsis"] = "model_missing" if missing else "model_unusable"
+            logger.error("model product=sepsis problem=%s detail=%s", self.problems["sepsis"], error)
+            return
+        self.bundles["sepsis"] = self._scorer.bundle
+        with self.store.write() as connection:
+            log.remember_model(
+                connection,
+                self._scorer.bundle.model_id,
+                str(self._scorer.bundle.folder.absolute()),
+                wall_us(),
+            )
+        self.metrics.ready.set(1)
+
+    @property
+    def scorer(self) -> Scorer:
+        """The sepsis scorer.
+
+        Raises
+        ------
+        Refusal
+            503 with the reason code where no model could be loaded.
+        """
+        if self._scorer is None:
+            raise Refusal(
+                503,
+                self.problems["sepsis"],
+                "No sepsis model is loaded, so nothing can be scored.",
+                "Set WARDCAST_SEPSIS_MODEL to a bundle folder and restart; the log says what is wrong with this one.",
+            )
+        return self._scorer
+
+    def now(self) -> datetime:
+        """The service's clock: the wall's, or in replay the latest ``as_of`` that was sent."""
+        return from_us(self.now_us())
+
+    def now_us(self) -> int:
+        """:meth:`now` in microseconds."""
+        if self.settings.clock == "wall":
+            return wall_us()
+        with self.store.read() as connection:
+            return self._replayed(connection)
+
+    def _replayed(self, connection: Connection) -> int:
+        found = connection.execute(select(replay_clock.c.now)).scalar()
+        return wall_us() if found is None else int(found)
+
+    def advance(self, connection: Connection, as_of: datetime | None) -> int:
+        """Move the replay clock on, never back; returns now in microseconds.
+
+        Raises
+        ------
+        Refusal
+            422 where a clock was sent though the service goes by the wall's.
+        """
+        if as_of is None:
+            return wall_us() if self.settings.clock == "wall" else self._replayed(connection)
+        if self.settings.clock != "replay":
+            raise Refusal(
+                422,
+                "as_of_not_accepted",
+                "as_of is the sender's clock, and this service goes by its own.",
+                "Leave as_of out, or run a replay service with WARDCAST_CLOCK=replay.",
+            )
+        found, wanted = connection.execute(select(replay_clock.c.now)).scalar(), to_us(as_of)
+        if found is None:
+            connection.execute(insert(replay_clock).values(id=1, now=wanted))
+        elif wanted > found:
+            connection.execute(update(replay_clock).values(now=wanted))
+        return wanted if found is None else max(wanted, int(found))
+
+    def audit(
+        self,
+        request: Request,
+        action: str,
+        encounters: Sequence[str],
+        connection: Connection | None = None,
+        outcome: str = "done",
+    ) -> None:
+        """Record who did what to whose data. In the deed's own transaction where there is one."""
+        caller: Caller = request.state.caller
+        act = audit.Act(caller.name, caller.role, action, outcome, encounters, request_id.get())
+        if connection is not None:
+            audit.record(connection, act, wall_us())
+            return
+        with self.store.write() as own:
+            audit.record(own, act, wall_us())
+
+    def render(self, template: str, **context: Any) -> str:
+        """A page."""
+        return self.templates.get_template(template).render(**context)
+
+
+def wall_us() -> int:
+    """Microseconds on the wall's clock."""
+    return to_us(datetime.now(UTC))
+
+
+def of(request: Request) -> Wardcast:
+    """The state a request belongs to."""
+    state: Wardcast = request.app.state.wardcast
+    return state
