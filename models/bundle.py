@@ -98,8 +98,8 @@ class Bundle:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Columns of the feature matrix, in order."""
-        return self.spec.features.names
+        """Columns of the feature matrix, in order: the feature set's, then the spec's ``model.calendar``."""
+        return (*self.spec.features.names, *self.spec.section("model").get("calendar", ()))
 
     @cached_property
     def calibrator(self) -> Calibrator:
