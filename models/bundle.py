@@ -130,11 +130,13 @@ class Bundle:
         evaluation: dict[str, Any] = self.parts["evaluation"]
         return evaluation
 
-    def raw(self, matrix: Matrix, booster: str = "risk") -> Floats:
-        """Log-odds before calibration, shape (n,). One thread: rows are few and the service has its own."""
-        return np.asarray(
-            self.boosters[booster].predict(matrix, raw_score=True, num_threads=1), dtype=np.float64
-        )
+    def raw(self, matrix: Matrix, booster: str = "risk", threads: int = 1) -> Floats:
+        """Log-odds before calibration, shape (n,); the same bits for any number of threads.
+
+        The service uses one: its rows are few and it has threads of its own.
+        """
+        values = self.boosters[booster].predict(matrix, raw_score=True, num_threads=threads)
+        return np.asarray(values, dtype=np.float64)
 
     def score(self, matrix: Matrix) -> Floats:
         """Calibrated probability, shape (n,), from a matrix with :attr:`feature_names` as columns."""
