@@ -29,7 +29,7 @@ def profile(matrix: Matrix, names: Sequence[str], probability: Floats, digits: i
 
     Returns
     -------
-    JSON-able: ``n``; ``names`` in the matrix's order; ``features`` by name, each with ``missing`` (share), ``mean``, ``std`` and
+    JSON-able: ``n``; ``features`` by name, each with ``missing`` (share), ``mean``, ``std`` and
     ``quantiles`` at ``shares``; ``probability`` likewise, with a histogram over ``edges``. Numbers are
     rounded to ``digits`` significant digits.
     """
@@ -38,13 +38,7 @@ def profile(matrix: Matrix, names: Sequence[str], probability: Floats, digits: i
     edges = [0.0, *(round(float(e), 6) for e in np.geomspace(0.001, 1.0, 25))]
     counts = np.histogram(probability[~np.isnan(probability)], bins=edges)[0]
     scores |= {"edges": edges, "histogram": [int(c) for c in counts]}
-    return {
-        "n": len(matrix),
-        "names": list(names),
-        "shares": list(SHARES),
-        "features": features,
-        "probability": scores,
-    }
+    return {"n": len(matrix), "shares": list(SHARES), "features": features, "probability": scores}
 
 
 def _summary(values: Floats, digits: int) -> dict[str, Any]:
@@ -72,10 +66,10 @@ def sample(reference: dict[str, Any], n: int, rng: np.random.Generator) -> Matri
 
     Returns
     -------
-    float32, shape (n, n_features), columns in the order of the profile's ``names``.
+    float32, shape (n, n_features), columns in the order of the profile's ``features`` (by name, once it has been JSON).
     """
     shares = np.array(reference["shares"])
-    columns = [_draw(reference["features"][name], shares, n, rng) for name in reference["names"]]
+    columns = [_draw(summary, shares, n, rng) for summary in reference["features"].values()]
     return np.column_stack(columns).astype(np.float32) if columns else np.empty((n, 0), dtype=np.float32)
 
 
