@@ -33,13 +33,13 @@ def _story(e: Event) -> tuple[int, int, int, bool, float]:
 
 
 def _replaced(e: Event, visible: list[Event]) -> bool:
-    same = [
-        o for o in visible
-        if e.source_id is not None
-        and o is not e
-        and (o.encounter, o.concept, o.source_id) == (e.encounter, e.concept, e.source_id)
-    ]  # fmt: skip
-    later = [o for o in same if _story(o) > _story(e)]
+    """A later report of the same fact is visible, and it decides. Of two equal reports the one listed last stands."""
+    if e.source_id is None:
+        return False
+    identity = (e.encounter, e.concept, e.source_id)
+    reports = [o for o in visible if (o.encounter, o.concept, o.source_id) == identity]
+    told = sorted(reports, key=_story)  # stable: equal reports keep their order
+    later = told[next(k for k, o in enumerate(told) if o is e) + 1 :]
     return bool(later) and (e.status == "preliminary" or any(RANK[o.status] >= 2 for o in later))
 
 

@@ -154,6 +154,12 @@ def test_a_final_result_replaces_the_preliminary_one(tell: Tell, when: When) -> 
     assert found.tolist() == [[3.0, 1], [np.float32(3.2), 1]]
 
 
+@pytest.mark.parametrize("status", ["preliminary", "corrected"])
+def test_a_report_sent_twice_counts_once(tell: Tell, when: When, status: str) -> None:
+    report = {"time": 0, "value": 3.0, "source_id": "x", "status": status}
+    assert value(tell([report, report]), when(1), "count") == 1
+
+
 def test_two_final_facts_that_share_a_source_id_both_stand(tell: Tell, when: When) -> None:
     events = tell(
         [{"time": 0, "value": 1, "source_id": "panel"}, {"time": 1, "value": 2, "source_id": "panel"}]
