@@ -7,6 +7,7 @@ findings is held down (Benjamini-Hochberg).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -30,7 +31,7 @@ from serving.monitoring.findings import (
 )
 from serving.monitoring.inputs import Measured, MixUp
 from serving.monitoring.schema import Matrix, conform
-from serving.monitoring.statistics import proportion_probability
+from serving.monitoring.statistics import Bools, proportion_probability
 
 ACTIONS: Final[Mapping[str, str]] = {
     "feed_silent": "Call the interface team: the feed that brings {concept} has stopped, or its code has changed "
@@ -54,6 +55,12 @@ FEW: Final = 4.0
 
 RECENT: Final = timedelta(hours=24)
 """A fault of today drowns in a week of good data, so the last day is looked at once more by itself."""
+
+CODING: Final = re.compile(r" \([^)]*\d[^)]*\)$")
+"""What the numbers of a label mean, as in "Sex (1 male, 0 female)": not said in a sentence."""
+
+MOST_UNITS: Final = 40
+"""More units than this are not looked at one by one."""
 
 RANK: Final = tuple(ACTIONS)
 """When several things are true of one concept, the first of these is said: it explains the others."""
@@ -107,13 +114,12 @@ def check_inputs(
     watch = _watch(batch, conformed.matrix, reference, limits, mix_ups or {})
     findings = _by_concept(watch, present)
     told = {inputs.concept_of(f) for finding in findings for f in finding.features}
-    start = _recent(batch)
-    if start:
-        last_day = _watch(batch.tail(start), conformed.matrix[start:], reference, limits, mix_ups or {})
+    for rows, words in _looks(batch):
+        part = _watch(batch.take(rows), conformed.matrix[rows], reference, limits, mix_ups or {})
         untold = [j for j in present if inputs.concept_of(reference.names[j]) not in told]
-        findings += [
-            replace(f, what=f"In the last 24 hours: {f.what}") for f in _by_concept(last_day, untold)
-        ]
+        more = _by_concept(part, untold, of_unit=words is None)
+        findings += more if words is None else [replace(f, what=f"{words}: {f.what}") for f in more]
+        told |= {inputs.concept_of(f) for finding in more for f in finding.features}
     findings = [*conformed.findings, *worst_first(findings)]
     table = watch.measured.table
     return Checked(findings, table.assign(finding=_kinds(table, findings)), watch.measured.bins)
@@ -124,12 +130,16 @@ def worst_first(findings: list[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda f: SEVERITIES.index(f.severity))
 
 
-def _recent(batch: Batch) -> int:
-    """Position of the first row of the last day; 0 when there is not much more than a day."""
+def _looks(batch: Batch) -> Iterator[tuple[Bools, str | None]]:
+    """Parts of the batch to look at by themselves: the last day, and each unit (named by the finding's ``where``)."""
     last = batch.time.iloc[-1]
-    if last - batch.time.iloc[0] < 1.5 * RECENT:
-        return 0
-    return int((batch.time <= last - RECENT).sum())
+    if last - batch.time.iloc[0] >= 1.5 * RECENT:
+        yield (batch.time > last - RECENT).to_numpy(), "In the last 24 hours"
+    units = batch.unit.to_numpy()
+    names = [u for u in pd.unique(units) if u]
+    if 2 <= len(names) <= MOST_UNITS:
+        for name in names:
+            yield units == name, None
 
 
 def nothing_to_check() -> Finding:
@@ -189,10 +199,10 @@ class _Candidate:
     """First row that shows it, where that is known outright."""
 
 
-def _by_concept(watch: _Watch, present: Sequence[int]) -> list[Finding]:
+def _by_concept(watch: _Watch, present: Sequence[int], of_unit: bool = False) -> list[Finding]:
     concepts: dict[str, list[_Candidate]] = {}
     for j in present:
-        for candidate in _candidates(watch, j):
+        for candidate in _candidates_of_unit(watch, j) if of_unit else _candidates(watch, j):
             concepts.setdefault(str(watch.row(j)["concept"]), []).append(candidate)
     said = [_speak(watch, concept, heard) for concept, heard in concepts.items()]
     return worst_first([f for _, f in sorted(said, key=lambda s: (RANK.index(s[1].kind), -s[0]))])
@@ -209,9 +219,9 @@ def _speak(watch: _Watch, concept: str, heard: list[_Candidate]) -> tuple[float,
         kind=kind,
         severity=first.severity,
         what=first.what.format(concept=words(concept), feature=features[0]) + more,
-        where=first.sign.where(watch.batch) if first.start is None else "all units",
+        where=first.sign.where(watch.batch) if first.start is None else _units(watch.batch),
         certainty=first.certainty,
-        action=ACTIONS[kind].format(concept=words(concept)),
+        action=_sentence(ACTIONS[kind].format(concept=_midway(words(concept)))),
         since=first.sign.since(watch.batch) if first.start is None else _instant(watch.batch, first.start),
         features=tuple(features),
         trend=first.sign.trend(watch.batch),
@@ -222,7 +232,21 @@ def _speak(watch: _Watch, concept: str, heard: list[_Candidate]) -> tuple[float,
 def words(concept: str) -> str:
     """A concept's label; ratios, scores and what concepts.csv lacks are called by their name."""
     known = loader.concepts().get(concept)
-    return known.label if known else concept.replace("_", " ")
+    return CODING.sub("", known.label) if known else concept.replace("_", " ")
+
+
+def _units(batch: Batch) -> str:
+    names = [str(u) for u in batch.unit.unique() if u]
+    return f"unit {names[0]}" if len(names) == 1 else "all units" if names else "everywhere"
+
+
+def _midway(label: str) -> str:
+    """A label inside a sentence: "Mean arterial pressure" loses its capital, "PaCO2" keeps it."""
+    return label[0].lower() + label[1:] if label[1:2].islower() and label.upper() != label else label
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _candidates(watch: _Watch, j: int) -> Iterator[_Candidate]:
@@ -234,6 +258,14 @@ def _candidates(watch: _Watch, j: int) -> Iterator[_Candidate]:
     yield from _unit(watch, j)
     yield from _tail(watch, j)
     yield from _drift(watch, j)
+
+
+def _candidates_of_unit(watch: _Watch, j: int) -> Iterator[_Candidate]:
+    """Only what no case mix explains: units differ in their patients, and ought to."""
+    for candidate in _silent(watch, j):
+        if candidate.start:  # a unit that never measures it may well not need to
+            yield candidate
+    yield from _unit(watch, j)
 
 
 def _silent(watch: _Watch, j: int) -> Iterator[_Candidate]:
@@ -265,8 +297,8 @@ def _missing(watch: _Watch, j: int) -> Iterator[_Candidate]:
     yield _Candidate(
         "missing_more" if more else "missing_less",
         (ALARM if now - usual >= 3 * watch.limits.missing else WATCH) if more else NOTE,
-        f"{{concept}}: missing {'more' if more else 'less'} often. {{feature}} is absent from {now:.0%} of predictions, "
-        f"{usual:.0%} when the model was made",
+        f"{{concept}}: missing {'more' if more else 'less'} often. {{feature}} is absent from {now:.0%} of "
+        f"predictions, {usual:.0%} when the model was made",
         f"q {_p(q)}; {len(watch.batch):,} predictions of {watch.batch.n_stays:,} stays",
         abs(now - usual),
         j,
@@ -304,17 +336,26 @@ def _unit(watch: _Watch, j: int) -> Iterator[_Candidate]:
 
 
 def _tail(watch: _Watch, j: int) -> Iterator[_Candidate]:
-    row = watch.row(j)
-    beyond = row["beyond"]
-    if not inputs.is_level(str(row["feature"])) or not beyond >= watch.reference.beyond + 0.02:
+    if not inputs.is_level(str(watch.row(j)["feature"])):
         return
-    sign = inputs.tail_sign(watch.measured, watch.batch, watch.reference, j)
+    for high in (True, False):
+        yield from _one_tail(watch, j, high)
+
+
+def _one_tail(watch: _Watch, j: int, high: bool) -> Iterator[_Candidate]:
+    row = watch.row(j)
+    share = row["above" if high else "below"]
+    usual = watch.reference.beyond if high else float(watch.reference.levels[0])
+    if not share >= usual + 0.02:
+        return
+    sign = inputs.tail_sign(watch.measured, watch.batch, watch.reference, j, high)
     effective = row["n"] / sign.effect
-    p = float(proportion_probability(beyond, effective, sign.usual, watch.reference.n))
+    p = float(proportion_probability(share, effective, usual, watch.reference.n))
     if effective < FEW or p >= watch.limits.discovery_rate / len(watch.reference.names):
         return
     tail = np.sort(watch.matrix[sign.hit, j])
-    excess = tail[int(len(tail) * sign.usual / beyond) :]  # the rest would be there anyway
+    usually = int(len(tail) * usual / share)  # so many would lie there anyway, nearest to the bulk
+    excess = tail[usually:] if high else tail[: len(tail) - usually]
     middle, units = watch.reference.at(0.5, j), watch.mix_ups.get(str(row["concept"]), ())
     mix_up = inputs.tail_mix_up(excess, middle, units) or inputs.tail_mix_up(excess, middle, inputs.DECIMAL)
     if mix_up is None:
@@ -322,10 +363,10 @@ def _tail(watch: _Watch, j: int) -> Iterator[_Candidate]:
     yield _Candidate(
         "unit_mixed",
         ALARM,
-        f"{{concept}}: part of the values out of scale. {beyond:.0%} of {{feature}} lie above what "
-        f"{watch.reference.levels[-1]:.0%} of the reference reach; they look like {mix_up.label}",
+        f"{{concept}}: part of the values out of scale. {share:.0%} of {{feature}} lie "
+        f"{'above' if high else 'below'} what {1 - usual:.0%} of the reference reach; they look like {mix_up.label}",
         f"p {_p(p)}; {row['n']:,} values, as telling as {effective:,.0f} independent ones",
-        beyond,
+        share,
         j,
         sign,
     )

@@ -215,13 +215,13 @@ class Batch:
             units.iloc[order].reset_index(drop=True),
         )
 
-    def tail(self, start: int) -> Batch:
-        """The rows from a position on."""
+    def take(self, rows: Bools) -> Batch:
+        """Some of the rows, in the same order."""
         return Batch(
-            self.features.iloc[start:].reset_index(drop=True),
-            self.stay[start:],
-            self.time.iloc[start:].reset_index(drop=True),
-            self.unit.iloc[start:].reset_index(drop=True),
+            self.features[rows].reset_index(drop=True),
+            self.stay[rows],
+            self.time[rows].reset_index(drop=True),
+            self.unit[rows].reset_index(drop=True),
         )
 
     def __len__(self) -> int:
@@ -270,25 +270,23 @@ class Sign:
         hits = np.bincount(step, weights=self.hit[known], minlength=most)
         return tuple(round(float(h / k), 4) if k else None for h, k in zip(hits, n, strict=True))
 
-    def where(self, batch: Batch, min_rows: float = 20.0) -> str:
-        """The wards that show it, when only some do; otherwise that all of them do."""
+    def where(self, batch: Batch, min_rows: float = 5.0) -> str:
+        """The units that show it more than the rest do; "all units" when none stands out."""
         known = np.ones(len(batch), bool) if self.known is None else self.known
-        units = batch.unit[known].to_numpy()
-        names = [u for u in pd.unique(units) if u]
+        units, hit = batch.unit[known].to_numpy(), self.hit[known]
+        names = [str(u) for u in pd.unique(units) if u]
         if len(names) < 2:
             return f"unit {names[0]}" if names else "everywhere"
-        guilty, judged = [], 0
+        outstanding = []
         for name in names:
-            rows = units == name
-            n = float(rows.sum())
-            if n / self.effect < min_rows:
+            here = units == name
+            n, others = here.sum() / self.effect, (~here).sum() / self.effect
+            if min(n, others) < min_rows:
                 continue
-            judged += 1
-            share = float(self.hit[known][rows].mean())
-            p = float(proportion_probability(share, n / self.effect, self.usual, 1e9))
-            if share > self.usual and p < 0.001 / len(names):
-                guilty.append((share, str(name)))
-        if not guilty or len(guilty) == judged:
-            return "all units" if guilty else "spread over units"
-        worst = [name for _, name in sorted(guilty, reverse=True)[:4]]
+            share, rest = float(hit[here].mean()), float(hit[~here].mean())
+            if share > rest and proportion_probability(share, n, rest, others) < 0.01 / len(names):
+                outstanding.append((share, name))
+        if not outstanding:
+            return "all units"
+        worst = [name for _, name in sorted(outstanding, reverse=True)[:4]]
         return f"unit{'s' if len(worst) > 1 else ''} {', '.join(worst)}"

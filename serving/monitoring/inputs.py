@@ -50,11 +50,11 @@ class Measured:
     ----------
     table : DataFrame, one row a feature, in the reference's order
         ``feature, concept, n, effective, missing_reference, missing_now, missing_q, psi, ks, shift_q, median_reference,
-        median_now, beyond`` (share above the reference's highest quantile).
+        median_now``, and ``above`` and ``below``, the shares beyond the reference's outer quantiles.
     effect : shape (n_features,)
         Rows that weigh as one.
     rank : float32, shape (n, n_features)
-        Each value's place in the reference, 0 to 1, NaN = missing.
+        Each value's place in the reference, 0 to 1, NaN = missing; exactly 0 below the lowest quantile kept.
     split : shape (n_features,), bool and level
         Where the cumulative shares part most: level in the reference, and whether today lies below it.
     bins : list of (now, reference)
@@ -105,9 +105,9 @@ def measure(matrix: npt.NDArray[np.float32], batch: Batch, reference: Reference,
     steps = [_steps(reference.quantiles[j], reference.levels) for j in range(n_features)]
     places = [_place(matrix[:, j], steps[j][0]) for j in range(n_features)]
     rank = np.full((n, n_features), np.nan, np.float32)
-    for j, (_, levels) in enumerate(steps):
-        if len(levels):
-            rank[:, j] = _rank(places[j], levels)
+    for j in range(n_features):
+        if len(steps[j][0]):
+            rank[:, j] = _rank(matrix[:, j], places[j], steps[j])
     known = ~np.isnan(matrix)
     effect = design_effect(rank, batch.stay)
     n_known = known.sum(axis=0).astype(np.float64)
@@ -135,7 +135,8 @@ def measure(matrix: npt.NDArray[np.float32], batch: Batch, reference: Reference,
             "shift_q": false_discovery(np.array([f.p for f in compared], np.float64)),
             "median_reference": _medians_then(reference),
             "median_now": medians(matrix),
-            "beyond": _beyond(rank, reference),
+            "above": _share(rank > reference.levels[-1], n_known),
+            "below": _share(rank == 0, n_known),
         }
     )
     return Measured(
@@ -175,10 +176,18 @@ def _place(values: npt.NDArray[np.float32], steps: Floats) -> Ints:
     return np.where(np.isnan(values), -1, place)
 
 
-def _rank(place: Ints, levels: Floats) -> npt.NDArray[np.float32]:
-    """Mid-level of each step, the last one reaching up to 1."""
-    edges = np.r_[0.0, levels, 1.0]
-    return np.where(place < 0, np.nan, ((edges[1:] + edges[:-1]) / 2)[place]).astype(np.float32)
+def _rank(
+    values: npt.NDArray[np.float32], place: Ints, steps: tuple[Floats, Floats]
+) -> npt.NDArray[np.float32]:
+    """Mid-level of each step, the last one reaching up to 1; 0 below the first."""
+    edges = np.r_[0.0, steps[1], 1.0]
+    middle = np.where(place < 0, np.nan, ((edges[1:] + edges[:-1]) / 2)[place])
+    return np.where(_under(values, place, steps[0]), 0.0, middle).astype(np.float32)
+
+
+def _under(values: npt.NDArray[np.float32], place: Ints, edges: Floats) -> Bools:
+    """Which values lie below the lowest quantile kept, and not on it."""
+    return np.asarray((place == 0) & (values < edges[0] - 2 * _tolerance(edges)[0]))
 
 
 def _compare(
@@ -192,7 +201,7 @@ def _compare(
     n, m = sizes
     count = np.bincount(place[place >= 0], minlength=len(edges) + 1)
     now = np.cumsum(count)[:-1] / count.sum()
-    under = float((values[place == 0] < edges[0] - 2 * _tolerance(edges)[0]).sum() / count.sum())
+    under = float(_under(values, place, edges).sum() / count.sum())
     gaps = now - levels
     widest = int(np.argmax(np.abs(gaps)))
     ks = max(float(np.abs(gaps[widest])), under)
@@ -239,10 +248,8 @@ def medians(matrix: npt.NDArray[np.float32]) -> Floats:
     return np.array([float(np.median(c)) if len(c) else np.nan for c in columns], np.float64)
 
 
-def _beyond(rank: npt.NDArray[np.float32], reference: Reference) -> Floats:
-    known = (~np.isnan(rank)).sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((rank > reference.levels[-1]).sum(axis=0) / known, dtype=np.float64)
+def _share(hit: Bools, n: Floats) -> Floats:
+    return np.asarray(hit.sum(axis=0) / np.maximum(n, 1), dtype=np.float64)
 
 
 # Signs: which rows show it, so that since-when and where can be told.
@@ -267,13 +274,13 @@ def missing_sign(measured: Measured, j: int) -> Sign:
     return Sign(gone, usual, float(measured.effect[j]))
 
 
-def tail_sign(measured: Measured, batch: Batch, reference: Reference, j: int) -> Sign:
-    """Rows above the reference's highest quantile."""
+def tail_sign(measured: Measured, batch: Batch, reference: Reference, j: int, high: bool) -> Sign:
+    """Rows beyond the reference's highest or lowest quantile."""
     rank = measured.rank[:, j]
     known = ~np.isnan(rank)
-    hit = rank > reference.levels[-1]
+    hit = rank > reference.levels[-1] if high else rank == 0
     effect = design_effect(np.where(known, hit, np.nan)[:, None], batch.stay)
-    return Sign(hit, reference.beyond, float(effect[0]), known)
+    return Sign(hit, reference.beyond if high else float(reference.levels[0]), float(effect[0]), known)
 
 
 def silent_since(measured: Measured, batch: Batch, reference: Reference, j: int) -> tuple[int, float] | None:
@@ -326,7 +333,7 @@ DECIMAL: Final = tuple(
 
 
 def tail_mix_up(values: npt.NDArray[np.float32], median: float, candidates: Sequence[MixUp]) -> MixUp | None:
-    """The wrong unit that would explain values beyond the reference's highest quantile, if one fits their middle."""
+    """The wrong unit that would explain values beyond the reference's outer quantiles, if one fits their middle."""
     middle = float(np.median(values))
     if middle <= 0 or median <= 0:
         return None

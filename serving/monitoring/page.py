@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from jinja2 import BaseLoader, ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from serving.monitoring import charts
 from serving.monitoring.findings import ALARM, NOTE, WATCH, Finding
 from serving.monitoring.result import MonitorResult
+from serving.pages.render import environment
 
-TEMPLATES: Final = Path(__file__).parent / "templates"
 ICONS: Final = {ALARM: "▲", WATCH: "◆", NOTE: "●", "ok": "✓"}
 TREND_WORDS: Final = {
     "feed_silent": "share without a value",
@@ -31,45 +30,38 @@ TREND_WORDS: Final = {
 def render_report(result: MonitorResult, timezone: str = "UTC") -> str:
     """One HTML file that opens without a network and loads nothing; it links to Evidently's report beside it."""
     link = str(result.evidently.get("html") or "")
-    return _environment(None, timezone).get_template("report.html").render(**_context(result, link, timezone))
+    return _templates(timezone).get_template("monitor_report.html").render(**_context(result, link))
 
 
-def render_page(
-    result: MonitorResult | None,
-    notices: Sequence[str],
-    *,
-    frame: BaseLoader | None,
-    timezone: str,
-    nonce: str,
-    evidently_link: str,
-) -> str:
-    """The page of the service, inside its ``base.html``; ``notices`` stand on top."""
-    context: dict[str, Any] = {"r": None, "css": _css()}
-    if result is not None:
-        context = _context(result, evidently_link, timezone)
-    template = _environment(frame, timezone).get_template("page.html")
-    return template.render(**context, notices=notices, nonce=nonce)
+def render_page(result: MonitorResult | None, notices: Sequence[str], *, timezone: str, link: str) -> str:
+    """The page of the service, in the frame that all its pages share; ``notices`` stand on top."""
+    context: dict[str, Any] = {"r": None} if result is None else _context(result, link)
+    return _templates(timezone).get_template("monitor_page.html").render(**context, notices=notices)
 
 
-def _context(result: MonitorResult, link: str, timezone: str) -> dict[str, Any]:
+def _context(result: MonitorResult, link: str) -> dict[str, Any]:
     scores = result.scores
+    shown = result.scored > 0
+    bars = (
+        charts.histogram(scores["edges"], scores["now"], scores["reference"], scores["threshold"])
+        if shown
+        else ""
+    )
     return {
         "r": result,
-        "css": _css(),
         "icon": ICONS,
-        "timezone": timezone,
         "state": ALARM if result.count(ALARM) else WATCH if result.count(WATCH) else "ok",
         "first": _first(result),
         "pictures": [_pictures(f, result) for f in result.findings],
-        "volume": Markup(charts.volume(result.alerts["volume"], result.alerts["usual_share"])),  # noqa: S704
-        "histogram": Markup(  # noqa: S704  # built by us from numbers; words are escaped there
-            charts.histogram(scores["edges"], scores["now"], scores["reference"], scores["threshold"])
-            if result.scored
-            else ""
-        ),
+        "volume": _svg(charts.volume(result.alerts["volume"], result.alerts["usual_share"])),
+        "histogram": _svg(bars),
         "rows": sorted(result.features, key=_most_changed),
         "evidently_link": link,
     }
+
+
+def _svg(chart: str) -> Markup:
+    return Markup(chart)  # noqa: S704  # drawn by charts.py from numbers; every word in it is escaped there
 
 
 def _first(result: MonitorResult) -> datetime:
@@ -93,7 +85,7 @@ def _pictures(finding: Finding, result: MonitorResult) -> list[tuple[str, Markup
     found: list[tuple[str, Markup]] = []
     if finding.trend:
         words = TREND_WORDS.get(finding.kind, "share on the side it moved to")
-        found.append((words, Markup(charts.trend(finding.trend, finding.usual, f"{words} over time"))))  # noqa: S704
+        found.append((words, _svg(charts.trend(finding.trend, finding.usual, f"{words} over time"))))
     feature = next(
         (f for f in result.features if finding.features and f["feature"] == finding.features[0]), None
     )
@@ -101,31 +93,25 @@ def _pictures(finding: Finding, result: MonitorResult) -> list[tuple[str, Markup
         words = "values now, in tenths of the reference"
         told = f"{words}: {finding.features[0]}"
         bars = charts.bars_against(feature["bins_now"], feature["bins_reference"], told)
-        found.append((words, Markup(bars)))  # noqa: S704
+        found.append((words, _svg(bars)))
     return found
 
 
 @cache
-def _css() -> Markup:
-    return Markup((TEMPLATES / "monitor.css").read_text(encoding="utf-8"))  # noqa: S704  # our own file
-
-
-def _environment(frame: BaseLoader | None, timezone: str) -> Environment:
-    own = FileSystemLoader(TEMPLATES)
+def _templates(timezone: str) -> Environment:
+    templates = environment(timezone)
     zone = ZoneInfo(timezone)
-    environment = Environment(
-        loader=ChoiceLoader([own, frame]) if frame else own,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters["local"] = lambda t: f"{t.astimezone(zone):%a %d %b %Y %H:%M}"
-    environment.filters["share"] = lambda v: f"{v:.0%}" if _known(v) else "–"
-    environment.filters["number"] = _number
-    return environment
+    templates.filters |= {
+        "instant": lambda t: (
+            f"{t.astimezone(zone):%a} {t.astimezone(zone).day} {t.astimezone(zone):%b %Y %H:%M}"
+        ),
+        "share": lambda v: f"{v:.0%}" if _known(v) else "–",
+        "figure": _figure,
+    }
+    return templates
 
 
-def _number(value: Any, decimals: int | None = None) -> str:
+def _figure(value: Any, decimals: int | None = None) -> str:
     if not _known(value):
         return "–"
     return f"{value:.{decimals}f}" if decimals is not None else f"{value:.4g}"

@@ -16,6 +16,7 @@ import numpy as np
 from serving.monitoring.findings import ALARM, SEVERITIES, WATCH, Finding
 
 LAST: Final = "last.json"
+MOST_LINES: Final = 8
 HEARTBEAT: Final = "heartbeat.json"
 GAUGES: Final = "monitor.prom"
 
@@ -110,10 +111,12 @@ class MonitorResult:
             f"{self.headline}: {self.model_id}, {self.scored:,} of {self.attempts:,} predictions scored for "
             f"{self.stays:,} patients' stays, {self.since:%Y-%m-%d %H:%M} to {self.until:%Y-%m-%d %H:%M} UTC."
         ]
-        for f in self.findings:
-            if f.severity in (ALARM, WATCH):
-                since = f" (since {f.since:%Y-%m-%d %H:%M})" if f.since else ""
-                lines.append(f"  {f.severity}: {f.what}{since}")
+        loud = [f for f in self.findings if f.severity in (ALARM, WATCH)]
+        for f in loud[:MOST_LINES]:
+            since = f" (since {f.since:%Y-%m-%d %H:%M})" if f.since else ""
+            lines.append(f"  {f.severity}: {f.what}{since}")
+        if len(loud) > MOST_LINES:
+            lines.append(f"  and {len(loud) - MOST_LINES} more in the report.")
         lines.append(f"Report: {self.folder / 'monitor.html'}")
         return "\n".join(lines).replace("[", "\\[")
 
