@@ -12,6 +12,7 @@ from pydantic import AwareDatetime
 from sqlalchemy import Connection
 
 from features.errors import DataError
+from models.scope import OUT_OF_SCOPE, SCORED
 from serving.answers import Refusal, parse, require_json, too_many_events
 from serving.clock import iso, to_us
 from serving.ingest.events import (
@@ -180,7 +181,8 @@ def events(request: Request, body: Body) -> JSONResponse:
             "encounters": [_verdict(f"encounters[{k}]", v) for k, v in enumerate(receipt.encounters)],
             "events": [_verdict(f"events[{k}]", v) for k, v in enumerate(receipt.events)],
             "counts": _counts(receipt.events),
-            "scored": [_brief(one) for one in logged],
+            "scored": sum(one.score.status == SCORED for one in logged),
+            "predictions": [_brief(one) for one in logged],
         }
     )
 
@@ -343,10 +345,10 @@ def _answer(score: Score, identity: str, scorer: Scorer, created: int, explain: 
 
 
 def _why_not(score: Score, scorer: Scorer) -> dict[str, Any] | None:
-    if score.status == "scored":
+    if score.status == SCORED:
         return None
     scope = scorer.bundle.spec.section("scope")
-    if score.status == "out_of_scope":
+    if score.status == OUT_OF_SCOPE:
         text = (
             f"The model was made for patients from {scope['min_age']} years on in: "
             f"{', '.join(scope['encounter_classes'])}."

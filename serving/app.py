@@ -149,9 +149,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _log_at(level: str) -> None:
+    """Our own lines on stderr, whatever the shell around us did to the loggers it found."""
+    logging.getLogger("wardcast.access").disabled = logger.disabled = False
     logger.setLevel(level.upper())
-    if not logger.handlers and not logging.getLogger().handlers:
+    logger.propagate = False
+    if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         logger.addHandler(handler)
-        logger.propagate = False

@@ -241,8 +241,8 @@ def _detail(window: Window, value: float) -> list[str]:
         "twmean": f"mean {said} over {over}",
         "first": f"first {said}",
         "std": f"variation {said} in {over}",
-        "slope": f"{value:+.2g} an hour over {over}",
-        "delta_from_first": f"{value:+.3g} since the first",
+        "slope": f"{value:+.2g} an hour over {over}".replace("-", "−"),
+        "delta_from_first": f"{value:+.3g} since the first".replace("-", "−"),
         "count": f"measured in {said} of the hours of {over}"
         if window.lookback_us != STAY_US
         else f"measured {said} times",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import ErrorDetails
 
 from features.events import STATUSES
@@ -23,6 +23,10 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Instant = Annotated[
     AwareDatetime, Field(ge=datetime(1900, 1, 1, tzinfo=UTC), lt=datetime(2200, 1, 1, tzinfo=UTC))
 ]
+
+
+Blank = BeforeValidator(lambda value: None if value == "" else value)
+"""Feeds say nothing in two ways: null and empty text."""
 
 
 class Contract(BaseModel):
@@ -40,18 +44,18 @@ class EncounterIn(Contract):
     subject_id: Identity | None = Field(
         None, description="The person; the encounter's own id where nobody said."
     )
-    encounter_class: Literal["ed", "ward", "icu"] | None = Field(
+    encounter_class: Annotated[Literal["ed", "ward", "icu"] | None, Blank] = Field(
         None, description="Where the patient is now."
     )
-    unit: ShortText | None = None
-    specialty: ShortText | None = None
+    unit: Annotated[ShortText | None, Blank] = None
+    specialty: Annotated[ShortText | None, Blank] = None
     age_years: Annotated[float, Field(ge=0, le=130)] | None = None
-    sex: Literal["male", "female"] | None = None
-    icu_type: Literal["medical", "surgical"] | None = None
+    sex: Annotated[Literal["male", "female"] | None, Blank] = None
+    icu_type: Annotated[Literal["medical", "surgical"] | None, Blank] = None
     hospital_admission_time: Instant | None = None
     icu_admission_time: Instant | None = None
     arrival_time: Instant | None = None
-    arrival_mode: ShortText | None = None
+    arrival_mode: Annotated[ShortText | None, Blank] = None
     decision_time: Instant | None = Field(None, description="Decision to admit.")
     admission_time: Instant | None = Field(None, description="Reached a bed.")
     discharge_time: Instant | None = Field(None, description="Left the hospital.")

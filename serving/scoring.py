@@ -131,6 +131,12 @@ class Scorer:
             for k, facts in enumerate(encounters)
         ]
 
+    def warm(self) -> None:
+        """Score nobody once, so that the first patient does not wait for the compiled loops to load."""
+        nobody: dict[str, Any] = dict.fromkeys(KNOWN_COLUMNS) | {"encounter_id": "", "subject_id": ""}
+        self.score([nobody], event_table([]), 0)
+        self.bundle.contributions(np.full((1, len(self.bundle.feature_names)), np.nan, dtype=np.float32))
+
     def flatten(self, encounters: Sequence[Facts], events: pd.DataFrame, now: int) -> FlatEvents:
         """The events that features read, and what encounters say of their patients, as flat arrays."""
         rows = [tuple(e.get(name) for name in KNOWN_COLUMNS) for e in encounters]

@@ -167,6 +167,12 @@ class Settings:
         return {PREFIX + name: str(value) for name, value in values.items() if value is not None}
 
 
+def worker_count(env: Mapping[str, str] | None = None) -> int:
+    """Worker processes, ``WARDCAST_WORKERS``: BentoML wants to know while its service is being declared."""
+    given = os.environ if env is None else env
+    return _number({"WORKERS": given.get("WARDCAST_WORKERS", "").strip() or "1"}, "WORKERS", 1, 1, 64)
+
+
 def _check_address(settings: Settings) -> None:
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise ConfigError("TLS needs both files: set WARDCAST_TLS_CERT and WARDCAST_TLS_KEY, or neither.")

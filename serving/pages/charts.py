@@ -85,7 +85,7 @@ def history(
     left, right, high, low = 44.0, 736.0, 14.0, 206.0
     top, span = ceiling(points, max(threshold, level)), hours * HOUR_US
     parts = [_grid(left, right, high, low, top)]
-    for name, at in (("watch", threshold), ("page", level)):
+    for name, at in (("raised", threshold), ("page", level)):
         y = low - at / top * (low - high)
         parts.append(f'<line class="level {name}" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="mark" x="{right + 4}" y="{y + 3:.1f}">{name}</text>')

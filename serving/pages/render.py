@@ -34,7 +34,7 @@ def environment(timezone: str) -> Environment:
         "percent": percent,
         "ago": ago,
         "number": number_text,
-        "signed": lambda x: f"{x:+.2f}".replace("-", "−"),
+        "signed": lambda x: "0.00" if abs(x) < 0.005 else f"{x:+.2f}".replace("-", "−"),
     }
     return templates
 
@@ -42,6 +42,8 @@ def environment(timezone: str) -> Environment:
 def percent(probability: float) -> str:
     """``8.3 %``; two figures are all that a calibrated risk can bear."""
     value = probability * 100
+    if value < 0.1:
+        return "< 0.1 %"
     return f"{value:.0f} %" if value >= 10 else f"{value:.1f} %"
 
 

@@ -40,7 +40,7 @@ def worklist(connection: Connection, scorer: Scorer, now: int, unit: str | None)
     newest = log.newest_predictions(connection, ids, STORED)
     past = log.history(connection, ids, STORED, now - 24 * HOUR_US, now)
     fresh = facts.newest_event_times(connection, ids)
-    alerts = _open_alerts(connection, ids)
+    alerts, ended = _alerts(connection, ids, now)
     scored, unscored = [], []
     for encounter in inside:
         who = encounter["encounter_id"]
@@ -51,7 +51,7 @@ def worklist(connection: Connection, scorer: Scorer, now: int, unit: str | None)
             unscored.append(encounter | _unscored(status, last, scorer, age))
             continue
         points = [(t, p) for t, p, _, _ in past.get(who, [])]
-        row = _scored(last, points, alerts.get(who), scorer, now)
+        row = _scored(last, points, alerts.get(who), ended.get(who), scorer, now)
         scored.append(encounter | row | {"data_age": age or 0, "stale": (age or 0) > STALE_US})
     scored.sort(key=lambda r: (-r["probability"], -r["risen"], r["encounter_id"]))
     return {
@@ -69,6 +69,7 @@ def _scored(
     last: dict[str, Any],
     points: Sequence[charts.Point],
     alert: dict[str, Any] | None,
+    ended: int | None,
     scorer: Scorer,
     now: int,
 ) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def _scored(
         "risen": risen,
         "change": _change_text(risen) if before else "",
         "kind": "page" if alert else "high" if last["alert"] else "low",
-        "alert": "" if alert is None else _alert_text(alert, scorer.timezone, now),
+        "alert": _alert_text(alert, ended, scorer.timezone, now),
         "sparkline": charts.sparkline(points, scorer.threshold, now),
         "why": json.loads(last["reasons"])[:3] if last["reasons"] else [],
         "scored": last["prediction_time"],
@@ -91,10 +92,13 @@ def _change_text(risen: float) -> str:
     points = abs(risen) * 100
     if points < 0.5:
         return "steady over 4 h"
-    return f"{'up' if risen > 0 else 'down'} {number_text(points)} points in 4 h"
+    size = max(round(points), 1)
+    return f"{'up' if risen > 0 else 'down'} {size} point{'' if size == 1 else 's'} in 4 h"
 
 
-def _alert_text(alert: dict[str, Any], timezone: str, now: int) -> str:
+def _alert_text(alert: dict[str, Any] | None, ended: int | None, timezone: str, now: int) -> str:
+    if alert is None:
+        return "" if ended is None else f"paged until {clock_text(ended, now, timezone)}"
     seen = f"seen by {alert['acknowledged_by']}" if alert["acknowledged_by"] else "not seen yet"
     return f"since {clock_text(alert['raised_time'], now, timezone)}, {seen}"
 
@@ -205,11 +209,16 @@ def _inputs(scorer: Scorer, again: Score) -> list[dict[str, Any]]:
     return told
 
 
-def _open_alerts(connection: Connection, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    rows = (
+def _alerts(
+    connection: Connection, ids: Sequence[str], now: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    """Open alerts by encounter, and when one that ended in the last hours did."""
+    found = [
         dict(zip(log.ALERT_COLUMNS, row, strict=True)) for row in log.read_alerts(connection, None, None, ids)
-    )
-    return {row["encounter_id"]: row for row in rows if row["ended_time"] is None}
+    ]
+    over = {row["encounter_id"]: row["ended_time"] for row in found if row["ended_time"] is not None}
+    recent = {who: when for who, when in over.items() if now - when <= CHANGE_US}
+    return {row["encounter_id"]: row for row in found if row["ended_time"] is None}, recent
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

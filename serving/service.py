@@ -1,0 +1,124 @@
+"""BentoML around the service: processes, sockets, TLS, restarts. The only module that knows BentoML.
+
+Every path is answered by our own application. BentoML's index loads a remote script, and its probes and metrics know
+nothing of ours: its metrics are off, the rest of its routes step aside.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import cache
+from typing import Final
+
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # read by BentoML once, on its import
+
+import bentoml  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
+from starlette.types import ASGIApp, Receive, Scope, Send  # noqa: E402
+
+from features.errors import ConfigError  # noqa: E402
+from models.bundle import Bundle  # noqa: E402
+from serving.app import create_app  # noqa: E402
+from serving.security.identity import Credentials  # noqa: E402
+from serving.settings import ROOT, Settings, worker_count  # noqa: E402
+from serving.state import Wardcast as State  # noqa: E402
+from serving.store.store import Store  # noqa: E402
+
+SERVICE: Final = "serving.service:Wardcast"
+TIMEOUT_S: Final = 60
+CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+BENTOML_ROUTES: Final = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json"})
+
+
+@cache
+def application() -> FastAPI:
+    """The application of this process, made on first use with the settings of its environment."""
+    return create_app(Settings.from_env())
+
+
+async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application as BentoML mounts it: importing this module makes nothing yet."""
+    await application()(scope, receive, send)
+
+
+class OursFirst:
+    """Answer what BentoML would answer before any mount: probes that know our store and model, and no schema."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand our paths to our application, the rest to BentoML, whose mount is our application again."""
+        ours = scope["type"] == "http" and scope["path"] in BENTOML_ROUTES
+        await (mounted if ours else self._app)(scope, receive, send)
+
+
+@bentoml.service(
+    name="wardcast",
+    workers=worker_count(),
+    traffic={"timeout": TIMEOUT_S},
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+)
+@bentoml.asgi_app(mounted, path="/")
+class Wardcast:
+    """One worker process."""
+
+    def __init__(self) -> None:
+        state: State = application().state.wardcast
+        if "sepsis" in state.bundles:
+            state.scorer.warm()
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """Give the store's connections back."""
+        state: State = application().state.wardcast
+        state.store.close()
+
+
+Wardcast.add_asgi_middleware(OursFirst)
+
+
+def preflight(settings: Settings) -> None:
+    """Find out now what would else make workers fail one after another.
+
+    Raises
+    ------
+    WardcastError
+        The bundle is missing or was changed, the store does not open, the credentials cannot be read, or the port is
+        taken.
+    """
+    Bundle.load(settings.sepsis_model)
+    Store.open(settings.store_url, settings.store_key or None).close()
+    Credentials.of(settings)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. "
+                "Stop what is using it, or set WARDCAST_PORT."
+            ) from None
+
+
+def serve(settings: Settings) -> None:
+    """Run the service until it is told to stop.
+
+    Raises
+    ------
+    WardcastError
+        See :func:`preflight`.
+    """
+    preflight(settings)
+    os.environ.update(settings.environment())
+    os.environ.setdefault("BENTOML_HOME", str(settings.var / "bentoml"))
+    print(f"Wardcast is starting at {settings.url}", flush=True)
+    if settings.token is not None:
+        print(f"Sign in: {settings.url}/sign-in#token={settings.token}", flush=True)
+    tls = {}
+    if settings.tls_cert and settings.tls_key:
+        tls = {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key), "ssl_ciphers": CIPHERS}
+    bentoml.serve(SERVICE, host=settings.host, port=settings.port, working_dir=str(ROOT), blocking=True, **tls)
