@@ -119,8 +119,7 @@ def _alert_silence(scored: pd.DataFrame, hit: Bools, usual: float) -> Finding | 
     tail = scored.iloc[start:]
     if len(tail) == 0:
         return None
-    # With no alert to look at, the stays say how alike their rows are: by their scores.
-    expected = usual * _effective(tail["probability"].to_numpy(np.float64), tail["encounter_id"])
+    expected = usual * len(tail) / _hours_together(scored, hit, tail)
     chance = float(np.exp(-expected))
     if chance >= SURE:
         return None
@@ -137,8 +136,19 @@ def _alert_silence(scored: pd.DataFrame, hit: Bools, usual: float) -> Finding | 
     )
 
 
+def _hours_together(scored: pd.DataFrame, hit: Bools, tail: pd.DataFrame) -> float:
+    """How many alerts come from one patient: as seen before the silence, or, with too few of those to go by, as alike
+    as the scores of one stay are in it."""
+    stays = scored.loc[hit, "encounter_id"].nunique()
+    if stays >= 5:
+        return float(hit.sum() / stays)
+    return len(tail) / _effective(tail["probability"].to_numpy(np.float64), tail["encounter_id"])
+
+
 def _alert_volume(rows: pd.DataFrame, hit: Bools, usual: float, words: str, limits: Limits) -> Finding | None:
-    effect = len(hit) / _effective(hit.astype(np.float64), rows["encounter_id"])
+    # Few alerts show little of how alike a stay's rows are; the scores beneath them show it always.
+    alike = [hit.astype(np.float64), rows["probability"].to_numpy(np.float64)]
+    effect = max(len(hit) / _effective(values, rows["encounter_id"]) for values in alike)
     count, expected = float(hit.sum()), usual * len(hit)
     p = poisson_probability(count / effect, expected / effect)
     ratio = count / expected

@@ -21,7 +21,7 @@ import pandas as pd
 
 from features.clock import to_utc
 from features.concepts import loader
-from features.errors import DataError, WardcastError
+from features.errors import DataError, SpecError, WardcastError
 from models.profile import sample
 from serving.monitoring import outputs
 from serving.monitoring.checks import Checked, check_inputs, summarise_drift, worst_first
@@ -65,7 +65,18 @@ class Watched:
 
     @classmethod
     def of(cls, bundle: Bundle) -> Watched:
-        """Read it off a bundle."""
+        """Read it off a bundle.
+
+        Raises
+        ------
+        SpecError
+            The bundle has no reference profile.
+        """
+        if not {"n", "shares", "features", "probability"} <= set(bundle.reference):
+            raise SpecError(
+                f"Bundle {bundle.model_id} has no reference profile, so there is nothing to compare with. "
+                "Train the model again; `wardcast train` writes one."
+            )
         booster = bundle.boosters["risk"]
         gain = dict(zip(booster.feature_name(), booster.feature_importance("gain").tolist(), strict=True))
         return cls(bundle.model_id, bundle.reference, float(bundle.thresholds["alert"]), gain)
