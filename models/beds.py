@@ -18,11 +18,12 @@ after the conformal correction of :class:`models.forecast.Recalibration`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from zoneinfo import ZoneInfo
 
+import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -34,7 +35,8 @@ from features.featureset import FeatureSet
 from features.sources.visits import through_ed, visit_events
 from features.windows import FlatEvents
 from models.bundle import Bundle
-from models.forecast import Counts, Recalibration, day_effect, dispersion_of, poisson_binomial
+from models.forecast import Counts, Recalibration, day_effect, poisson_binomial
+from models.spec import Spec
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -42,6 +44,8 @@ Ints = npt.NDArray[np.int64]
 CALENDAR: Final = ("hour_of_day", "weekday")
 """Inputs of the admission model beside its feature set, local time; ``[model] calendar`` in the spec."""
 HOSPITAL: Final = "hospital"
+OTHER: Final = "other"
+"""Specialties too small for a line of their own."""
 FLOWS: Final = ("known", "in_ed", "to_come", "planned", "discharges")
 DRAWS: Final = 2000
 LEVEL_DAYS: Final = 28
@@ -169,24 +173,39 @@ class StayHazard:
     hour: tuple[float, ...]
     weekday: tuple[float, ...]
 
-    def leaving(self, specialty: Ints, stay_h: Floats, calendar: pd.DataFrame, edges_h: Floats) -> Floats:
+    def leaving(self, specialty: Ints, stay_h: Floats, hour: Ints, weekday: Ints, edges_h: Floats) -> Floats:
         """P(discharge before each edge), shape (n_patients, n_edges).
 
-        ``calendar`` holds the hours from now on, one row an hour; ``edges_h`` are hours from now, rising.
+        ``hour`` and ``weekday`` are local, one entry for each hour from now on; ``edges_h`` are hours from now, rising.
         """
-        ahead = np.arange(len(calendar))
-        bins = np.searchsorted(STAY_DAYS, (stay_h[:, None] + ahead[None, :] + 0.5) / 24, side="right") - 1
-        log = np.array(self.base)[specialty[:, None], np.clip(bins, 0, len(STAY_DAYS) - 1)]
-        log = log + np.array(self.hour)[calendar["hour_of_day"].to_numpy()]
-        log = log + np.array(self.weekday)[calendar["weekday"].to_numpy()]
-        total = np.concatenate([np.zeros((len(specialty), 1)), np.cumsum(np.exp(log), axis=1)], axis=1)
-        place = np.clip(edges_h, 0, len(calendar))
-        low = np.minimum(place.astype("int64"), len(calendar) - 1)
+        days = (stay_h[:, None] + np.arange(len(hour))[None, :] + 0.5) / 24
+        bins = np.clip(np.searchsorted(STAY_DAYS, days, side="right") - 1, 0, len(STAY_DAYS) - 1)
+        log = np.array(self.base)[specialty[:, None], bins]
+        log += (np.array(self.hour)[hour] + np.array(self.weekday)[weekday])[None, :]
+        total = np.zeros((len(specialty), len(hour) + 1))
+        np.cumsum(np.exp(log), axis=1, out=total[:, 1:])
+        place = np.clip(edges_h, 0, len(hour))
+        low = np.minimum(place.astype("int64"), len(hour) - 1)
         reached = total[:, low] + (place - low) * (total[:, low + 1] - total[:, low])
         return np.asarray(1.0 - np.exp(-reached))
 
 
 # ------------------------------------------------------------ the model
+
+
+class AdmissionModel(Protocol):
+    """What the forecast reads of an admissions bundle."""
+
+    @property
+    def spec(self) -> Spec:
+        """The features."""
+
+    @property
+    def boosters(self) -> Mapping[str, lgb.Booster]:
+        """``specialty``: the mix given admission."""
+
+    def score(self, matrix: npt.NDArray[np.float32]) -> Floats:
+        """Calibrated P(admission)."""
 
 
 @dataclass(frozen=True)
@@ -308,9 +327,10 @@ class BedModel:
         return self.corrections.get(f"{what}/{window}/{kind}", Recalibration())
 
     def code(self, specialty: pd.Series) -> Ints:
-        """Position of each specialty; unknown or empty ones are -1."""
-        known = pd.Series(np.arange(len(self.specialties)), index=list(self.specialties))
-        return np.asarray(known.reindex(specialty.astype("str")).fillna(-1).to_numpy(), dtype=np.int64)
+        """Position of each specialty; one the model does not know is ``other`` if there is such a line, else -1."""
+        place = {name: k for k, name in enumerate(self.specialties)}
+        other = place.get(OTHER, -1)
+        return np.array([place.get(s, other) if s else -1 for s in specialty.astype("str")], dtype=np.int64)
 
     # -------------------------------------------------------- now
 
@@ -318,7 +338,7 @@ class BedModel:
         self,
         visits: pd.DataFrame,
         events: pd.DataFrame | FlatEvents,
-        bundle: Bundle,
+        bundle: AdmissionModel,
         at: datetime,
         timezone: str,
     ) -> Situation:
@@ -384,8 +404,10 @@ class BedModel:
         }
         out = {name: _draw_patients(p, rng, draws).reshape(shape) for name, p in chances.items()}
         means = {name: p.sum(axis=0).reshape(n_spec, n_seg) for name, p in chances.items()}
+        spans = _spans(situation.at, edges[-1])
+        ahead = spans, census.calendar(spans["start"], situation.timezone, self.holidays)
         for flow, door in (("to_come", "emergency"), ("planned", "direct")):
-            out[flow], means[flow] = self._to_come(situation, door, edges, rng, draws)
+            out[flow], means[flow] = self._to_come(situation, door, ahead, edges, rng, draws)
         arrivals = out["known"] + out["in_ed"] + out["to_come"] + out["planned"]
         share = self._same_window(situation, edges_h)
         out["discharges"] = out["discharges"] + _draw_leaving(arrivals, share, rng)
@@ -428,37 +450,35 @@ class BedModel:
     def _discharges(self, s: Situation, edges_h: Floats) -> Floats:
         who = s.inpatients
         code = self.code(who["specialty"])
-        calendar = self._ahead(s, edges_h)
         stay = _hours_since(who["admission_time"], s.at)
-        gone = self.stays.leaving(np.maximum(code, 0), stay, calendar, edges_h)
+        gone = self.stays.leaving(np.maximum(code, 0), stay, *_clock_ahead(s, edges_h), edges_h)
         return self._by_specialty(code, "emergency", _hour(s.at, s.timezone), np.diff(gone, axis=1))
-
-    def _ahead(self, s: Situation, edges_h: Floats) -> pd.DataFrame:
-        hours = from_micros(s.at.value // 1000 + np.arange(int(np.ceil(edges_h[-1])) + 1) * 3_600_000_000)
-        return census.calendar(hours, s.timezone, self.holidays)
 
     def _same_window(self, s: Situation, edges_h: Floats) -> Floats:
         """P(leaves in segment b | reached a bed in segment a), shape (n_specialties, n_segments, n_segments)."""
         n_spec, n_seg = len(self.specialties), len(edges_h) - 1
-        calendar = self._ahead(s, edges_h)
+        hour, weekday = _clock_ahead(s, edges_h)
         out = np.zeros((n_spec, n_seg, n_seg))
         for a in range(n_seg):
             middle = (edges_h[a] + edges_h[a + 1]) / 2
-            later = calendar.iloc[int(middle) :].reset_index(drop=True)
-            edges = np.clip(edges_h - int(middle), 0.0, None)
-            gone = self.stays.leaving(
-                np.arange(n_spec), np.zeros(n_spec), later, np.maximum(edges, middle % 1)
-            )
+            now = int(middle)
+            edges = np.maximum(edges_h - now, middle - now)
+            gone = self.stays.leaving(np.arange(n_spec), np.zeros(n_spec), hour[now:], weekday[now:], edges)
             out[:, a, :] = np.diff(gone, axis=1)
         return out
 
     def _to_come(
-        self, s: Situation, door: str, edges: Sequence[pd.Timestamp], rng: np.random.Generator, draws: int
+        self,
+        s: Situation,
+        door: str,
+        ahead: tuple[pd.DataFrame, pd.DataFrame],
+        edges: Sequence[pd.Timestamp],
+        rng: np.random.Generator,
+        draws: int,
     ) -> tuple[Ints, Floats]:
         """Arrivals still to come who reach a bed by specialty and segment: Poisson given each day's shared factor."""
         stream = self.streams[door]
-        spans = _spans(s.at, edges[-1])
-        calendar = census.calendar(spans["start"], s.timezone, self.holidays)
+        spans, calendar = ahead
         rate = stream.rate.rate(calendar) * spans["hours"].to_numpy() * s.level[door]
         hour = calendar["hour_of_day"].to_numpy("int64")
         reached = self._reached_after(stream.time_to_bed, spans, hour, edges)
@@ -500,7 +520,11 @@ class BedModel:
 
 
 def admission_probabilities(
-    bundle: Bundle, events: pd.DataFrame | FlatEvents, rows: pd.DataFrame, timezone: str, n_specialties: int
+    bundle: AdmissionModel,
+    events: pd.DataFrame | FlatEvents,
+    rows: pd.DataFrame,
+    timezone: str,
+    n_specialties: int,
 ) -> pd.DataFrame:
     """``p_admission`` and one ``p_<k>`` a specialty (given admission) for each row of encounter and prediction time."""
     names = [f"p_{k}" for k in range(n_specialties)]
@@ -533,6 +557,13 @@ def _frozen(value: Any) -> Any:
 
 def _hour(at: pd.Timestamp, timezone: str) -> int:
     return int(at.tz_convert(ZoneInfo(timezone)).hour)
+
+
+def _clock_ahead(s: Situation, edges_h: Floats) -> tuple[Ints, Ints]:
+    """Local hour and weekday of every hour from now to the last edge."""
+    hours = from_micros(s.at.value // 1000 + np.arange(int(np.ceil(edges_h[-1])) + 1) * 3_600_000_000)
+    local = hours.dt.tz_convert(ZoneInfo(s.timezone))
+    return local.dt.hour.to_numpy("int64"), local.dt.weekday.to_numpy("int64")
 
 
 def _hours_since(times: pd.Series, at: pd.Timestamp) -> Floats:
@@ -630,84 +661,57 @@ def assemble(
     open_beds: Mapping[str, int] | None,
 ) -> list[Cell]:
     """One cell for each level and window; the hospital is the sum of its specialties in every draw."""
-    levels: list[tuple[str, list[int]]] = [(name, [k]) for k, name in enumerate(model.specialties)]
-    levels.append((HOSPITAL, list(range(len(model.specialties)))))
+    names = (*model.specialties, HOSPITAL)
     now = {
-        "waiting": np.bincount(_known_codes(model, situation.waiting), minlength=len(model.specialties)),
-        "occupied": np.bincount(_known_codes(model, situation.inpatients), minlength=len(model.specialties)),
-    }
-    outside = {
-        "waiting": len(situation.waiting) - int(now["waiting"].sum()),
-        "occupied": len(situation.inpatients) - int(now["occupied"].sum()),
+        k: _by_level(model, v) for k, v in (("waiting", situation.waiting), ("beds", situation.inpatients))
     }
     beds_of = dict(open_beds or {})
+    if beds_of:
+        beds_of[HOSPITAL] = sum(beds_of.values())
+    into = np.sum([futures.draws[f] for f in FLOWS[:4]], axis=0)
     cells = []
     for window in windows:
         inside = futures.inside(window)
         until = np.array([e <= window.end for e in futures.edges[1:]])
-        for level, members in levels:
-            whole = level == HOSPITAL
-            is_open = sum(beds_of.values()) if whole and beds_of else beds_of.get(level)
-            occupied = int(now["occupied"][members].sum()) + (outside["occupied"] if whole else 0)
-            cell = _cell(model, futures, level, members, window, inside, until, occupied)
+        needed, left = _levels(into[:, :, inside]), _levels(futures.draws["discharges"][:, :, inside])
+        change = _levels(into[:, :, until]) - _levels(futures.draws["discharges"][:, :, until])
+        means = {f: _levels(futures.means[f][None][:, :, inside])[0] for f in FLOWS}
+        for k, level in enumerate(names):
+
+            def said(what: str, draws: Ints, level: str = level, key: str = window.key) -> Counts:
+                return model.correction(what, key, level).apply(Counts.of_samples(draws))
+
             cells.append(
-                replace(
-                    cell,
-                    waiting_now=int(now["waiting"][members].sum()) + (outside["waiting"] if whole else 0),
-                    in_ed_now=len(situation.in_ed) if whole else 0,
-                    open_beds=is_open,
+                Cell(
+                    level=level,
+                    window=window.key,
+                    parts={f: float(means[f][k]) for f in FLOWS},
+                    needed=said("needed", needed[:, k]),
+                    discharges=said("discharges", left[:, k]),
+                    net=said("net", needed[:, k] - left[:, k]),
+                    occupied_after=said("occupied", np.maximum(now["beds"][k] + change[:, k], 0)),
+                    waiting_now=int(now["waiting"][k]),
+                    in_ed_now=len(situation.in_ed) if level == HOSPITAL else 0,
+                    occupied_now=int(now["beds"][k]),
+                    open_beds=beds_of.get(level),
                 )
             )
     return cells
 
 
-def _known_codes(model: BedModel, rows: pd.DataFrame) -> Ints:
+def _levels(flow: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Sum over segments, then append the hospital as the sum of its specialties: (draws, specialties + 1)."""
+    each = flow.sum(axis=2)
+    return np.concatenate([each, each.sum(axis=1, keepdims=True)], axis=1)
+
+
+def _by_level(model: BedModel, rows: pd.DataFrame) -> Ints:
+    """Patients by specialty, and all of them (those of no known specialty included)."""
     codes = model.code(rows["specialty"])
-    return codes[codes >= 0]
-
-
-def _cell(
-    model: BedModel,
-    futures: Futures,
-    level: str,
-    members: list[int],
-    window: Window,
-    inside: npt.NDArray[np.bool_],
-    until: npt.NDArray[np.bool_],
-    occupied: int,
-) -> Cell:
-    def total(flow: str, segments: npt.NDArray[np.bool_]) -> Ints:
-        return np.asarray(futures.draws[flow][:, members][:, :, segments].sum(axis=(1, 2)))
-
-    into = np.sum([total(f, inside) for f in FLOWS[:4]], axis=0)
-    out = total("discharges", inside)
-    change = np.sum([total(f, until) for f in FLOWS[:4]], axis=0) - total("discharges", until)
-
-    def corrected(what: str, draws: Ints) -> Counts:
-        return model.correction(what, window.key, level).apply(Counts.of_samples(draws))
-
-    return Cell(
-        level=level,
-        window=window.key,
-        parts={f: float(futures.means[f][members][:, inside].sum()) for f in FLOWS},
-        needed=corrected("needed", into),
-        discharges=corrected("discharges", out),
-        net=corrected("net", into - out),
-        occupied_after=corrected("occupied", np.maximum(occupied + change, 0)),
-        waiting_now=0,
-        in_ed_now=0,
-        occupied_now=occupied,
-        open_beds=None,
-    )
+    each = np.bincount(codes[codes >= 0], minlength=len(model.specialties))
+    return np.append(each, len(rows))
 
 
 def in_ed_beds(situation: Situation) -> Counts:
     """How many of those undecided in the emergency department will be admitted at all: exact Poisson-binomial."""
     return poisson_binomial(situation.in_ed["p_admission"].to_numpy("float64"))
-
-
-__all__ = [
-    "CALENDAR", "DRAWS", "FLOWS", "HOSPITAL", "ArrivalRate", "BedModel", "Cell", "Futures", "Situation", "StayHazard",
-    "Stream", "TimeTo", "Window", "admission_matrix", "admission_probabilities", "assemble", "dispersion_of",
-    "in_ed_beds", "windows_at",
-]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from features.errors import DataError, SpecError
 
@@ -145,10 +145,31 @@ def negative_binomial(mean: float, dispersion: float = 0.0) -> Counts:
         raise DataError(f"A count needs mean >= 0 and dispersion >= 0, got {mean} and {dispersion}.")
     if mean == 0:
         return Counts(0, np.ones(1))
-    shared = 1 / dispersion if dispersion else 0.0
-    law = stats.nbinom(shared, shared / (shared + mean)) if dispersion else stats.poisson(mean)
-    top = int(law.isf(TAIL)) + 1
-    return Counts(0, _whole(law.pmf(np.arange(top + 1))))
+    top = _far_enough(mean, dispersion)
+    k = np.arange(top + 1)
+    if dispersion == 0:
+        log = k * np.log(mean) - mean - special.gammaln(k + 1)
+    else:
+        shape = 1 / dispersion
+        log = special.gammaln(k + shape) - special.gammaln(shape) - special.gammaln(k + 1)
+        log += shape * np.log(shape / (shape + mean)) + k * np.log(mean / (shape + mean))
+    return Counts(0, _whole(np.exp(log)))
+
+
+def _far_enough(mean: float, dispersion: float) -> int:
+    """A count beyond which less than 1e-12 of a negative binomial is left (Chernoff bound on the upper tail)."""
+    top = mean + 10
+    while _tail_exponent(top, mean, dispersion) < -np.log(TAIL):
+        top *= 1.3
+    return int(top) + 1
+
+
+def _tail_exponent(x: float, mean: float, dispersion: float) -> float:
+    """-log of the Chernoff bound of P(X >= x), for x above the mean."""
+    if dispersion == 0:
+        return float(x * np.log(x / mean) - x + mean)
+    shape = 1 / dispersion
+    return float(x * np.log(x / mean) - (shape + x) * np.log((shape + x) / (shape + mean)))
 
 
 def dispersion_of(observed: Ints, expected: Floats) -> float:
