@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from sqlalchemy import delete, select, update
+
+from features.errors import ConfigError, DataError
+from serving.store import audit
+from serving.store.store import Store
+from serving.store.tables import audit as audit_table
+from serving.store.tables import events, predictions, schema_version
+
+KEY = "0f" * 32
+
+
+def opened(path: Path, key: str = KEY) -> Store:
+    return Store.open(f"sqlite:///{path}", key)
+
+
+def test_nothing_of_a_patient_lies_open_on_disk(service: Any, patient: Any):
+    who = patient("Marple-4711").rounds(range(6), lactate=3.0)
+    service.send(who.news(5))
+    database = Path(service.settings.store_url.removeprefix("sqlite:///"))
+    files = [database, *database.parent.glob("wardcast.db-*")]
+    content = b"".join(f.read_bytes() for f in files)
+    assert len(content) > 50_000
+    for secret in (b"Marple", b"heart_rate", b"encounter_id", b"SQLite format"):
+        assert secret not in content
+    with sqlite3.connect(database) as plain, pytest.raises(sqlite3.DatabaseError):
+        plain.execute("select count(*) from events")
+    plain.close()
+
+
+def test_another_key_does_not_open_the_store(tmp_path: Path):
+    opened(tmp_path / "w.db").close()
+    with pytest.raises(ConfigError, match="Restore the key"):
+        opened(tmp_path / "w.db", "1e" * 32)
+    with pytest.raises(ConfigError, match="64 hex digits"):
+        opened(tmp_path / "w.db", "short")
+
+
+def test_a_store_of_another_schema_says_so(tmp_path: Path):
+    store = opened(tmp_path / "w.db")
+    with store.write() as connection:
+        connection.execute(update(schema_version).values(version=99))
+    store.close()
+    with pytest.raises(DataError, match="schema 99, this version reads schema 1"):
+        opened(tmp_path / "w.db")
+
+
+def test_what_was_written_is_there_for_the_next_process(tmp_path: Path, service: Any, patient: Any):
+    service.send(patient().rounds(range(4)).news(3))
+    second = Store.open(service.settings.store_url, service.settings.store_key)
+    assert len(second.events(["enc-1"], patient().at(3))) == 24
+    second.close()
+
+
+def test_a_transaction_that_fails_leaves_nothing(service: Any):
+    with pytest.raises(RuntimeError), service.state.store.write() as connection:
+        audit.record(connection, audit.Act("a", "admin", "x", "done"), 1)
+        raise RuntimeError
+    with service.state.store.read() as connection:
+        assert connection.execute(select(audit_table)).all() == []
+
+
+def test_the_store_tells_what_was_known_then(service: Any, patient: Any):
+    """Lactate 4.1, drawn at hour 2, shown at hour 3, corrected at hour 6 to 1.4: each hour has its own truth."""
+    who = patient().rounds(range(8))
+    who.measure(2, "lactate", 4.1, available_time=who.at(3).isoformat(), source_id="lab-9")
+    service.send(who.news(3))
+    who.events.clear()
+    who.measure(
+        2, "lactate", 1.4, available_time=who.at(6).isoformat(), source_id="lab-9", status="corrected"
+    )
+    service.send(who.news(6))
+    store = service.state.store
+
+    def lactates(hour: float) -> list[float]:
+        known = store.events(["enc-1"], who.at(hour))
+        return known.loc[known["concept"] == "lactate", "numeric_value"].tolist()
+
+    assert lactates(2.9) == []
+    assert lactates(3) == [4.1]
+    assert lactates(5.9) == [4.1]
+    assert lactates(6) == [4.1, 1.4]
+    with store.read() as connection:
+        rows = connection.execute(select(events.c.raw_value).where(events.c.source_id == "lab-9")).all()
+    assert [r[0] for r in rows] == [4.1, 1.4]
+
+
+def test_visits_hold_only_what_was_known_at_the_moment(service: Any, patient: Any):
+    def visit(hour: float, **facts: Any) -> None:
+        times = {k: patient().at(v).isoformat() if k.endswith("_time") else v for k, v in facts.items()}
+        body = {"encounters": [{"encounter_id": "ed-1", **times}], "as_of": patient().at(hour).isoformat()}
+        assert service.send(body)["encounters"][0]["verdict"] == "accepted"
+
+    visit(
+        0,
+        encounter_class="ed",
+        arrival_time=0.0,
+        arrival_mode="ambulance",
+        age_years=80.0,
+        sex="male",
+        unit="ED",
+    )
+    visit(2, decision_time=2.0, specialty="cardiology")
+    visit(4, admission_time=4.0, encounter_class="ward", unit="W1")
+    at = {h: service.state.store.visits(patient().at(h)) for h in (-1, 0, 3, 4)}
+    assert len(at[-1]) == 0
+    first = at[0].iloc[0]
+    assert (first["arrival_mode"], first["unit"], first["specialty"]) == ("ambulance", "ED", None)
+    assert pd.isna(first["decision_time"])
+    assert at[3].iloc[0]["decision_time"] == patient().at(2)
+    assert pd.isna(at[3].iloc[0]["admission_time"])
+    last = at[4].iloc[0]
+    assert (last["unit"], last["specialty"], last["age_years"]) == ("W1", "cardiology", 80.0)
+    assert last["arrival_time"] == patient().at(0)
+
+
+def test_null_takes_a_fact_back_and_silence_keeps_it(service: Any, patient: Any):
+    who = patient()
+    service.send(
+        {
+            "encounters": [who.encounter | {"discharge_time": who.at(5).isoformat()}],
+            "as_of": who.at(5).isoformat(),
+        }
+    )
+    service.send(
+        {"encounters": [{"encounter_id": "enc-1", "discharge_time": None}], "as_of": who.at(6).isoformat()}
+    )
+    row = service.state.store.encounters(who.at(6)).iloc[0]
+    assert pd.isna(row["discharge_time"])
+    assert (row["age_years"], row["subject_id"], row["unit"]) == (71.0, "person of enc-1", "ICU-A")
+    before = service.state.store.encounters(who.at(5.5)).iloc[0]
+    assert before["discharge_time"] == who.at(5)
+
+
+def test_the_log_comes_back_as_tables(service: Any, patient: Any):
+    who = patient().rounds(range(10), lactate=2.0)
+    for hour in range(2, 10):
+        service.send(who.news(hour, hour - 1))
+    store, bundle = service.state.store, service.state.bundles["sepsis"]
+    table = store.predictions()
+    assert table["status"].tolist() == ["scored"] * 8
+    assert table["prediction_time"].tolist() == [who.at(h) for h in range(2, 10)]
+    assert str(table["probability"].dtype) == "float64"
+    about, matrix = store.prediction_features(who.at(4), who.at(7), bundle.model_id)
+    assert about["prediction_time"].tolist() == [who.at(h) for h in (4, 5, 6)]
+    assert about.columns.tolist() == ["prediction_id", "prediction_time", "unit", "site"]
+    assert (matrix.shape, matrix.dtype.name) == ((3, len(bundle.feature_names)), "float32")
+    assert matrix[:, bundle.feature_names.index("heart_rate__last")].tolist() == [86, 87, 88]
+    assert store.predictions(model_id="another").empty
+    empty, nothing = store.prediction_features(who.at(20), who.at(21))
+    assert (len(empty), nothing.shape) == (0, (0, 0))
+
+
+def test_features_of_two_models_do_not_mix(service: Any, patient: Any):
+    service.send(patient().rounds(range(4)).news(3))
+    with service.state.store.write() as connection:
+        row = dict(connection.execute(select(predictions)).mappings().first() or {})
+        row |= {"seq": None, "prediction_id": "f" * 32, "features": b"\x00" * 8, "model_id": "sepsis@other"}
+        connection.execute(predictions.insert().values(**{k: v for k, v in row.items() if k != "seq"}))
+    with pytest.raises(DataError, match="Name one model_id"):
+        service.state.store.prediction_features()
+
+
+def test_a_naive_instant_is_refused(service: Any, patient: Any):
+    with pytest.raises(DataError, match="time zone"):
+        service.state.store.encounters(patient().at(0).replace(tzinfo=None))
+
+
+def edit(connection: Any) -> None:
+    connection.execute(update(audit_table).where(audit_table.c.seq == 2).values(actor="nobody"))
+
+
+def drop_last(connection: Any) -> None:
+    connection.execute(delete(audit_table).where(audit_table.c.seq == 4))
+
+
+def drop_middle(connection: Any) -> None:
+    connection.execute(delete(audit_table).where(audit_table.c.seq == 2))
+
+
+def swap(connection: Any) -> None:
+    for old, new in ((2, 99), (3, 2), (99, 3)):
+        connection.execute(update(audit_table).where(audit_table.c.seq == old).values(seq=new))
+
+
+@pytest.mark.parametrize(("tamper", "found"), [(edit, 2), (drop_last, 4), (drop_middle, 2), (swap, 2)])
+def test_tampering_with_the_audit_is_found(service: Any, tamper: Callable[[Any], None], found: int):
+    store = service.state.store
+    for k in range(4):
+        with store.write() as connection:
+            audit.record(connection, audit.Act("dr", "viewer", "read", "done", [f"e{k}"]), k)
+    assert store.verify_audit() is None
+    with store.write() as connection:
+        tamper(connection)
+    assert store.verify_audit() == found
+
+
+def test_two_writers_at_once_both_succeed(service: Any):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def write(k: int) -> None:
+        with service.state.store.write() as connection:
+            audit.record(connection, audit.Act(f"w{k}", "admin", "x", "done"), k)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(40)))
+    assert service.state.store.verify_audit() is None
+    assert service.state.now() - service.state.now() <= timedelta(0)
