@@ -356,7 +356,8 @@ def _why_not(score: Score, scorer: Scorer) -> dict[str, Any] | None:
         return {"code": score.status, "message": text, "remedy": "Do not use it for others.", "missing": []}
     return {
         "code": score.status,
-        "message": f"Fewer than {scope['min_vitals']} vital signs within {scope['recent_h']} h, or no age.",
+        "message": f"A score needs the age and, within {scope['recent_h']} h, at least {scope['min_vitals']} of the "
+        f"vital signs {', '.join(scope['vitals'])}.",
         "remedy": "Send recent vital signs, the age, and the admission time from which they count.",
         "missing": list(score.missing),
     }

@@ -220,7 +220,7 @@ def _explain(detail: ErrorDetails, request: type[BaseModel] | None) -> FieldProb
         problem, _, remedy = str(context.get("error", "")).partition("|")
         return FieldProblem(field=field_name(loc), problem=problem, remedy=remedy)
     # Where a field may be of several kinds, pydantic names the branch last.
-    named = [p for p in loc if isinstance(p, int) or p in _FIELDS]
+    named = [p for p in loc if request is None or isinstance(p, int) or p in _FIELDS]
     problem, remedy = _wording(kind, context, found)
     return FieldProblem(field=field_name(named), problem=problem, remedy=remedy)
 

@@ -13,17 +13,17 @@ from typing import Final
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # read by BentoML once, on its import
 
-import bentoml  # noqa: E402
-from fastapi import FastAPI  # noqa: E402
-from starlette.types import ASGIApp, Receive, Scope, Send  # noqa: E402
+import bentoml
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from features.errors import ConfigError  # noqa: E402
-from models.bundle import Bundle  # noqa: E402
-from serving.app import create_app  # noqa: E402
-from serving.security.identity import Credentials  # noqa: E402
-from serving.settings import ROOT, Settings, worker_count  # noqa: E402
-from serving.state import Wardcast as State  # noqa: E402
-from serving.store.store import Store  # noqa: E402
+from features.errors import ConfigError
+from models.bundle import Bundle
+from serving.app import create_app
+from serving.security.identity import Credentials
+from serving.settings import ROOT, Settings, worker_count
+from serving.state import Wardcast as State
+from serving.store.store import Store
 
 SERVICE: Final = "serving.service:Wardcast"
 TIMEOUT_S: Final = 60
@@ -120,5 +120,11 @@ def serve(settings: Settings) -> None:
         print(f"Sign in: {settings.url}/sign-in#token={settings.token}", flush=True)
     tls = {}
     if settings.tls_cert and settings.tls_key:
-        tls = {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key), "ssl_ciphers": CIPHERS}
-    bentoml.serve(SERVICE, host=settings.host, port=settings.port, working_dir=str(ROOT), blocking=True, **tls)
+        tls = {
+            "ssl_certfile": str(settings.tls_cert),
+            "ssl_keyfile": str(settings.tls_key),
+            "ssl_ciphers": CIPHERS,
+        }
+    bentoml.serve(
+        SERVICE, host=settings.host, port=settings.port, working_dir=str(ROOT), blocking=True, **tls
+    )

@@ -136,7 +136,7 @@ def _about(scorer: Scorer) -> dict[str, Any]:
     return {
         "model": scorer.bundle.model_id,
         "scope": f"Made for patients from {scope['min_age']} years on in: {places}; not for others.",
-        "target": str(target.get("says", target.get("description", ""))),
+        "meaning": str(target.get("meaning", "")).rstrip("."),
     }
 
 
