@@ -17,9 +17,9 @@ from starlette.exceptions import HTTPException
 from features.errors import WardcastError
 from serving import api
 from serving.answers import Refusal
+from serving.guard import Guard
 from serving.pages import routes as pages
 from serving.schemas import REQUESTS, explain_errors
-from serving.security.guard import Guard
 from serving.settings import Settings
 from serving.state import Wardcast, of
 

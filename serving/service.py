@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # read by BentoML once, on its import
 
@@ -70,14 +70,14 @@ class Wardcast:
         if "sepsis" in state.bundles:
             state.scorer.warm()
 
-    @bentoml.on_shutdown
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         """Give the store's connections back."""
         state: State = application().state.wardcast
         state.store.close()
 
 
-Wardcast.add_asgi_middleware(OursFirst)
+Wardcast.add_asgi_middleware(OursFirst)  # type: ignore[attr-defined]  # the decorator's type hides the service
 
 
 def preflight(settings: Settings) -> None:
@@ -118,7 +118,7 @@ def serve(settings: Settings) -> None:
     print(f"Wardcast is starting at {settings.url}", flush=True)
     if settings.token is not None:
         print(f"Sign in: {settings.url}/sign-in#token={settings.token}", flush=True)
-    tls = {}
+    tls: dict[str, Any] = {}
     if settings.tls_cert and settings.tls_key:
         tls = {
             "ssl_certfile": str(settings.tls_cert),

@@ -17,7 +17,7 @@ from serving.answers import Refusal
 from serving.clock import from_us, to_us
 from serving.context import request_id
 from serving.metrics import Metrics
-from serving.pages.render import environment
+from serving.render import environment
 from serving.scoring import Scorer
 from serving.security.identity import Caller, Credentials
 from serving.settings import Settings

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from serving.monitoring import charts
 from serving.monitoring.findings import ALARM, NOTE, WATCH, Finding
 from serving.monitoring.result import MonitorResult
-from serving.pages.render import environment
+from serving.render import environment
 
 ICONS: Final = {ALARM: "▲", WATCH: "◆", NOTE: "●", "ok": "✓"}
 TREND_WORDS: Final = {

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from markupsafe import Markup
 
-from serving.pages.render import percent
+from serving.render import percent
 
 HOUR_US = 3_600_000_000
 GAP_US = 3 * HOUR_US

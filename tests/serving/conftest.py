@@ -128,8 +128,8 @@ class Patient:
         for hour in hours:
             drift = 0.25 * (hour % 4)
             for concept, value in (
-                ("heart_rate", heart_rate + hour), ("sbp", 118 - drift), ("map", 78 - drift), ("temperature", 37 + drift),
-                ("respiratory_rate", 17 + drift), ("spo2", 97 - drift),
+                ("heart_rate", heart_rate + hour), ("sbp", 118 - drift), ("map", 78 - drift),
+                ("temperature", 37 + drift), ("respiratory_rate", 17 + drift), ("spo2", 97 - drift),
             ):  # fmt: skip
                 self.measure(hour, concept, value)
             if lactate is not None and hour % 4 == 0:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from serving.pages import charts
-from serving.pages.render import ago, percent
 from serving.reasons import clock_text, number_text, plain_label, quantity_text
+from serving.render import ago, percent
 
 HOUR = 3_600_000_000
 

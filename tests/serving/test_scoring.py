@@ -129,7 +129,7 @@ def test_vitals_that_are_too_old_do_not_count(service: Any, patient: Any):
 
 
 def test_repeating_a_vital_every_minute_leaves_the_score_unchanged(service: Any, patient: Any):
-    """The spec resamples to the hour: a monitor that sends each minute counts no more than a nurse who writes hourly."""
+    """The spec resamples to the hour: a monitor sending each minute counts no more than a nurse writing hourly."""
     who = patient().rounds(range(12), heart_rate=118, lactate=4.5)
     plain = score(service, who.score_request(12, features=True))
     hourly = [e for e in who.events if e["concept"] == "heart_rate"]

@@ -13,10 +13,10 @@ from serving.security.identity import hashed
 from serving.store.tables import audit, sessions
 
 PATHS = [
-    ("GET", "/worklist"), ("GET", "/patient"), ("GET", "/model"), ("GET", "/"), ("GET", "/metrics"), ("GET", "/monitor"),
-    ("GET", "/openapi.json"), ("GET", "/v1/risk"), ("GET", "/v1/alerts"), ("GET", "/v1/model"), ("POST", "/v1/events"),
-    ("POST", "/v1/sepsis/score"), ("POST", "/v1/alerts/acknowledge"), ("POST", "/patient/acknowledge"),
-    ("POST", "/sign-out"), ("GET", "/no-such-path"), ("DELETE", "/v1/events"),
+    ("GET", "/worklist"), ("GET", "/patient"), ("GET", "/model"), ("GET", "/"), ("GET", "/metrics"),
+    ("GET", "/monitor"), ("GET", "/beds"), ("GET", "/openapi.json"), ("GET", "/v1/risk"), ("GET", "/v1/alerts"),
+    ("GET", "/v1/model"), ("POST", "/v1/events"), ("POST", "/v1/sepsis/score"), ("POST", "/v1/alerts/acknowledge"),
+    ("POST", "/patient/acknowledge"), ("POST", "/sign-out"), ("GET", "/no-such-path"), ("DELETE", "/v1/events"),
 ]  # fmt: skip
 ROLES = {"vera": "viewer", "engine": "integrator", "ada": "admin"}
 
@@ -61,7 +61,8 @@ def test_probes_and_sign_in_answer_everyone(service: Any, path: str):
 @pytest.mark.parametrize(
     ("name", "method", "path", "status"),
     [
-        ("vera", "POST", "/v1/events", 403), ("vera", "POST", "/v1/sepsis/score", 403), ("vera", "GET", "/worklist", 200),
+        ("vera", "POST", "/v1/events", 403), ("vera", "POST", "/v1/sepsis/score", 403),
+        ("vera", "GET", "/worklist", 200),
         ("vera", "GET", "/v1/alerts", 200), ("engine", "GET", "/worklist", 403), ("engine", "GET", "/patient", 403),
         ("engine", "GET", "/v1/alerts", 200), ("engine", "GET", "/metrics", 200), ("engine", "GET", "/monitor", 403),
         ("ada", "GET", "/worklist", 200), ("ada", "GET", "/v1/alerts", 200),

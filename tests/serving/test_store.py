@@ -62,9 +62,13 @@ def test_what_was_written_is_there_for_the_next_process(tmp_path: Path, service:
 
 
 def test_a_transaction_that_fails_leaves_nothing(service: Any):
-    with pytest.raises(RuntimeError), service.state.store.write() as connection:
-        audit.record(connection, audit.Act("a", "admin", "x", "done"), 1)
-        raise RuntimeError
+    def half_done() -> None:
+        with service.state.store.write() as connection:
+            audit.record(connection, audit.Act("a", "admin", "x", "done"), 1)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half_done()
     with service.state.store.read() as connection:
         assert connection.execute(select(audit_table)).all() == []
 

@@ -11,7 +11,7 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 from serving.context import current_caller, nonce
 from serving.reasons import number_text
 
-SERVING = Path(__file__).resolve().parents[1]
+SERVING = Path(__file__).resolve().parent
 HOUR_US = 3_600_000_000
 
 
