@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.isotonic import IsotonicRegression
 
 from features.errors import DataError, SpecError
 from models.metrics import expit, logistic, logit
@@ -90,7 +89,8 @@ class Calibrator:
             return expit(self.coefficients[0] * raw + self.coefficients[1])
         if self.method == "beta":
             a, b, c = self.coefficients
-            return expit(a * -np.logaddexp(0.0, -raw) + b * np.logaddexp(0.0, raw) + c)
+            with np.errstate(invalid="ignore"):
+                return expit(a * -np.logaddexp(0.0, -raw) + b * np.logaddexp(0.0, raw) + c)
         x, y = np.array(self.x), np.array(self.y)
         beyond = np.minimum(raw - x[0], 0.0) + np.maximum(raw - x[-1], 0.0)
         return expit(np.interp(raw, x, y) + self.coefficients[0] * beyond)
@@ -171,6 +171,8 @@ def _fit_beta(raw: Floats, label: Ints, weight: Floats) -> Calibrator:
 
 
 def _fit_isotonic(raw: Floats, label: Ints, weight: Floats) -> Calibrator:
+    from sklearn.isotonic import IsotonicRegression  # slow to import, and only fitting needs it
+
     fitted = IsotonicRegression(out_of_bounds="clip").fit(raw, label, sample_weight=weight).predict(raw)
     step = np.unique(fitted, return_inverse=True)[1]
     knot = _merge(np.bincount(step), np.bincount(step, weights=label))[step]

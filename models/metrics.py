@@ -33,8 +33,9 @@ TINY: Final = 1e-9
 
 
 def expit(x: Floats) -> Floats:
-    """Probability of a log-odds, without overflow."""
-    return np.asarray(np.exp(-np.logaddexp(0.0, -x)), dtype=np.float64)
+    """Probability of a log-odds, without overflow; NaN stays NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.exp(-np.logaddexp(0.0, -x)), dtype=np.float64)
 
 
 def logit(p: Floats) -> Floats:
@@ -354,45 +355,49 @@ def _percentiles(values: Floats) -> tuple[float, float]:
 
 
 def alert_table(
-    patient: Ints, hour: Floats, label: Ints, page: Bools, matured_h: float = 24.0
+    patient: Ints, hour: Floats, label: Ints, page: Bools, rows: Bools | None = None, matured_h: float = 24.0
 ) -> dict[str, float]:
     """What a ward would see of pages: how many, how often right, how early.
 
     Parameters
     ----------
     patient, hour, label, page : shape (n,)
-        Hours on one clock per patient, rows an hour apart. Onset is the first positive hour plus six.
-        Pages after onset count as neither true nor false (the ward knows), hours after onset not as
-        patient time.
+        Whole stays, hours on one clock per patient, rows an hour apart. Onset is the first positive hour plus six.
+        Pages after onset count as neither true nor false (the ward knows), hours after onset not as patient time.
+    rows : bool, shape (n,), optional
+        Count only pages and hours of these rows; what a stay comes to is still read from all of it.
     matured_h : float
         A page is true when onset follows within so many hours.
 
     Returns
     -------
-    ``sensitivity``: septic stays paged before onset; ``sensitivity_12h``: paged within the last 12 h
-    before it. ``stay_ppv``: paged stays that turn septic; ``page_ppv``: pages followed by onset within
-    ``matured_h``. ``pages_per_100_patient_days``; ``lead_h`` quartiles, first page to onset;
-    ``prevalence_per_stay``. NaN where there is nothing to divide by.
+    ``sensitivity``: septic stays paged before onset; ``sensitivity_12h``: paged within the last 12 h before it.
+    ``stay_ppv``: paged stays that turn septic; ``page_ppv``: pages followed by onset within ``matured_h``.
+    ``pages_per_100_patient_days``; ``lead_h`` quartiles, first page to onset; ``prevalence_per_stay``. NaN where
+    there is nothing to divide by.
     """
     onset = first_positive(patient, hour, label) + LABEL_LEAD_H
     septic = np.isfinite(onset)
     ahead = onset[patient] - hour
-    paged = page & (ahead >= 0)
-    first_page = first_positive(np.append(patient, len(onset) - 1), np.append(hour, 0.0), np.append(paged, 0))
+    counted = (ahead >= 0) if rows is None else (ahead >= 0) & rows
+    paged = page & counted
+    present = np.bincount(patient[counted], minlength=len(onset)) > 0
+    first_page = np.full(len(onset), np.inf)
+    np.minimum.at(first_page, patient[paged], hour[paged])
     stay_paged = np.isfinite(first_page)
     soon = np.bincount(patient[paged & (ahead <= 12)], minlength=len(onset)) > 0
-    lead = (onset - first_page)[septic & stay_paged]
+    lead = onset[septic & stay_paged] - first_page[septic & stay_paged]
     quartiles = np.percentile(lead, [25, 50, 75]) if len(lead) else np.full(3, np.nan)
     return {
-        "sensitivity": _share(stay_paged[septic]),
-        "sensitivity_12h": _share(soon[septic]),
+        "sensitivity": _share(stay_paged[septic & present]),
+        "sensitivity_12h": _share(soon[septic & present]),
         "stay_ppv": _share(septic[stay_paged]),
         "page_ppv": _share((ahead <= matured_h)[paged]),
-        "pages_per_100_patient_days": 2400 * float(paged.sum()) / max(float((ahead >= 0).sum()), 1.0),
+        "pages_per_100_patient_days": 2400 * float(paged.sum()) / max(float(counted.sum()), 1.0),
         "lead_h_q1": float(quartiles[0]),
         "lead_h_median": float(quartiles[1]),
         "lead_h_q3": float(quartiles[2]),
-        "prevalence_per_stay": _share(septic),
+        "prevalence_per_stay": _share(septic[present]),
     }
 
 

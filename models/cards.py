@@ -1,0 +1,240 @@
+"""Model cards: what a bundle is, said from its own figures, so that a card cannot say what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from models.spec import Spec
+
+Table = Mapping[str, Any]
+
+MEASURES: Final = {
+    "utility": ("Utility", 3),
+    "auroc": ("AUROC", 3),
+    "auprc": ("AUPRC", 3),
+    "brier": ("Brier", 4),
+    "ici": ("ICI", 4),
+    "slope": ("Slope", 2),
+    "observed_expected": ("O/E", 2),
+}
+RIVALS: Final = {"clock": "hours in intensive care alone", "sirs": "SIRS, partial", "news2": "NEWS2, partial"}
+
+
+def number(value: float | None, digits: int) -> str:
+    """A figure for people; a dash where it could not be had."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def with_interval(measure: Sequence[float | None], digits: int) -> str:
+    """``0.42 (0.40–0.44)``; the figure alone where it has no interval."""
+    value, low, high = measure
+    if value is None or low is None or high is None:
+        return number(value, digits)
+    return f"{value:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, padded so that it also reads as plain text."""
+    width = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(str(c).ljust(w) for c, w in zip(cells, width, strict=True)) + " |"
+
+    return "\n".join([line(head), "|" + "|".join("-" * (w + 2) for w in width) + "|", *map(line, rows)])
+
+
+def evaluation_text(evaluation: Table) -> str:
+    """The evaluation of a sepsis model as Markdown tables: the model, its rivals, its pages."""
+    parts = [_measures(evaluation), _rivals(evaluation), _alerts(evaluation)]
+    intervals = evaluation["intervals"]
+    note = (
+        f"95 % intervals from {intervals['replicates']} bootstrap replicates of patients. Utility: PhysioNet/CinC "
+        "2019, 0 silence, 1 best; within the first 48 h it is normalised by the best attainable in those hours. ICI, "
+        "slope and O/E judge calibration (0, 1, 1 are perfect)."
+    )
+    return "\n\n".join([*(p for p in parts if p), note])
+
+
+def _measures(evaluation: Table) -> str:
+    head = [
+        "Hospital",
+        "Hours",
+        "Patients (septic)",
+        "Prevalence",
+        *(title for title, _ in MEASURES.values()),
+    ]
+    rows = [
+        [
+            row["hospital"],
+            row["hours"],
+            f"{row['patients']:,} ({row['septic_patients']:,})",
+            "–" if row["prevalence_per_hour"] is None else f"{row['prevalence_per_hour']:.2%} per hour",
+            *(with_interval(row["measures"][m], digits) for m, (_, digits) in MEASURES.items()),
+        ]
+        for row in evaluation["table"]
+    ]
+    return markdown(head, rows)
+
+
+def _rivals(evaluation: Table) -> str:
+    rows = [
+        [
+            RIVALS[name],
+            row["hospital"],
+            row["hours"],
+            number(row[name]["utility"], 3),
+            number(row[name]["auroc"], 3),
+        ]
+        for row in evaluation["rivals"]
+        for name in RIVALS
+        if name in row
+    ]
+    return markdown(["Without a model", "Hospital", "Hours", "Utility", "AUROC"], rows) if rows else ""
+
+
+def _alerts(evaluation: Table) -> str:
+    head = [
+        "Pages",
+        "Hours",
+        "Per 100 patient-days",
+        "Septic stays paged",
+        "… in the last 12 h",
+        "Stay PPV",
+        "Page PPV (24 h)",
+        "Lead, median [quartiles]",
+        "Prevalence",
+    ]
+    rows = []
+    for row in evaluation["alerts"]:
+        lead = f"{number(row['lead_h_median'], 0)} h [{number(row['lead_h_q1'], 0)}, {number(row['lead_h_q3'], 0)}]"
+        figures = [number(row[k], 2) for k in ("sensitivity", "sensitivity_12h", "stay_ppv", "page_ppv")]
+        prevalence = f"{number(row['prevalence_per_stay'], 3)} per stay"
+        rate = number(row["pages_per_100_patient_days"], 1)
+        rows.append([row["hospital"], row["hours"], rate, *figures, lead, prevalence])
+    return markdown(head, rows)
+
+
+def sepsis_card(
+    *, spec: Spec, version: str, data: Table, evaluation: Table, decision: Table, influence: Table
+) -> str:
+    """The card of a sepsis bundle, Markdown, from the parts that go into the bundle.
+
+    Parameters
+    ----------
+    influence : mapping of kind to share
+        Share of the absolute TreeSHAP contributions by kind of feature (vital signs, laboratory, clock, …).
+    """
+    sections = [
+        f"# Sepsis risk in adult intensive care, version {version}",
+        _summary(spec, data),
+        "## What it is for\n\n" + _use(spec),
+        "## What it was made from\n\n" + _made_from(data),
+        "## How it was judged\n\n" + evaluation["method"] + "\n\n" + evaluation_text(evaluation),
+        "## The clock in these data\n\n" + _clock(evaluation),
+        "## What moves the score\n\n" + _influence(spec, influence),
+        "## Probability, alert and page\n\n" + _decision(decision),
+        "## How far to trust it\n\n" + _limits(data),
+        "## Citation\n\n" + data["citation"],
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _summary(spec: Spec, data: Table) -> str:
+    return (
+        "Every hour, for an adult in intensive care: the calibrated probability that "
+        f"{spec.section('target')['meaning']} One LightGBM model over {len(spec.features.names)} features, trained on "
+        f"{data['patients']:,} patients, {data['septic_patients']:,} of them septic."
+    )
+
+
+def _use(spec: Spec) -> str:
+    scope = spec.section("scope")
+    lines = [
+        "To draw a clinician's attention to a patient whose sepsis may be starting. It informs; it decides nothing, "
+        "orders nothing, and its silence excludes nothing.",
+        f"Scored: {', '.join(scope['encounter_classes'])} encounters, age {scope['min_age']} or over, with at least "
+        f"{scope['min_vitals']} of {len(scope['vitals'])} vital signs in the last {scope['recent_h']} h. Everyone "
+        "else gets a reason instead of a number (`out_of_scope`, `insufficient_data`).",
+        "Not for children, wards, emergency departments or homes: no such patient was in the training data.",
+    ]
+    return "\n\n".join(lines)
+
+
+def _made_from(data: Table) -> str:
+    if data["source"] == "synthetic":
+        return (
+            f"{data['patients']:,} simulated intensive-care stays ({data['rows']:,} hours). **Nothing here says "
+            "anything about real patients**; the bundle shows that the machinery works."
+        )
+    files = "; ".join(f"`{f['name']}` (SHA-256 {f['sha256'][:12]}…)" for f in data["files"])
+    aside = ", ".join(
+        f"{n:,} {reason.replace('_', ' ')}" for reason, n in data["cleaning"].items() if reason != "events"
+    )
+    unscored = ", ".join(f"{n:,} {status}" for status, n in data["statuses"].items() if status != "scored")
+    return (
+        "PhysioNet/Computing in Cardiology Challenge 2019, training sets of two US hospital systems: "
+        f"{data['patients']:,} intensive-care stays, {data['rows']:,} patient-hours, {data['septic_patients']:,} "
+        f"stays with sepsis by Sepsis-3. Files: {files}. Part of each hospital's patients is held back from "
+        f"development and was not seen.\n\nOf {data['cleaning']['events']:,} measured values, cleaning set aside: "
+        f"{aside or 'none'}. Hours that could not be scored: {unscored or 'none'}; they were not trained on, and in "
+        "the utility they count as silence.\n\nThe label is the challenge's SepsisLabel, unmasked: 1 from six hours "
+        "before onset to the end of the record."
+    )
+
+
+def _clock(evaluation: Table) -> str:
+    found = {(r["hospital"], r["hours"]): r for r in evaluation["rivals"]}
+    every, early = found.get(("all", "all")), found.get(("all", "<= 48"))
+    if not every or not early or "clock" not in every:
+        return "The clock alone was not measured."
+    model = {(r["hospital"], r["hours"]): r["measures"]["utility"][0] for r in evaluation["table"]}
+    return (
+        "Stays in PhysioNet 2019 were cut so that length gives sepsis away: an alarm for everyone after a fixed hour "
+        "in intensive care, without looking at the patient, reaches a utility of "
+        f"{number(every['clock']['utility'], 3)} (this model: {number(model[('all', 'all')], 3)}). Within the first "
+        f"48 h that rule is worth {number(early['clock']['utility'], 3)} (AUROC of the hour: "
+        f"{number(early['clock']['auroc'], 3)}), so the figures for those hours are the ones to believe (this model: "
+        f"{number(model[('all', '<= 48')], 3)}). The model knows two clocks, `icu_admission__hours_since_last` and "
+        "`hours_before_icu__last`, and counts of measurements partly tell the time as well."
+    )
+
+
+def _influence(spec: Spec, influence: Table) -> str:
+    rows = [[kind, f"{share:.1%}"] for kind, share in sorted(influence.items(), key=lambda item: -item[1])]
+    return (
+        "Share of the absolute contributions (exact TreeSHAP, log-odds before calibration) on a sample of "
+        "development hours. *Process* is when and how often something was measured, which reflects habits of these "
+        "two hospitals as "
+        "much as illness.\n\n" + markdown(["Kind of feature", "Share"], rows)
+    )
+
+
+def _decision(decision: Table) -> str:
+    policy, thresholds = decision["policy"], decision["thresholds"]
+    return (
+        f"Calibration: {decision['calibration']}, fitted to cross-validated scores. `alert` means a probability of at "
+        f"least {thresholds['utility']:.4f}, the threshold with the highest utility on cross-validated scores. `page` "
+        f"follows the ward's policy: an episode opens at {policy['threshold']:.4f} and closes below "
+        f"{policy['release']:.0%} of that; it pages once, again when the probability has risen "
+        f"{policy['reraise']:g}-fold, and after a page there is quiet for {policy['snooze_h']:g} h. The paging "
+        f"threshold keeps to {decision['budget']:g} pages per 100 patient-days on cross-validated scores."
+    )
+
+
+def _limits(data: Table) -> str:
+    lines = [
+        "**Another hospital is another matter.** Models of this kind, trained at one of these hospitals and tested "
+        "at the other, kept well under half of their utility in the first 48 h and lost their calibration. Run it "
+        "silently, judge it with `wardcast evaluate` on local patients, and recalibrate before anyone is paged.",
+        "Onset is the earlier of organ dysfunction and suspicion as recorded afterwards (antibiotics and cultures), "
+        "so the label follows clinicians' behaviour; 426 septic stays of the full data are positive in their first "
+        "hour, where no warning was possible.",
+        "The data are hourly and begin with intensive care. Values before it, minute-wise monitors or other "
+        "laboratories' units and habits change what the features mean; units are converted, habits cannot be.",
+        "No race, language or social data were available; fairness was not measured beyond hospital. There are no "
+        "dates, so nothing is known of how it ages.",
+    ]
+    if data["source"] == "synthetic":
+        lines = ["Not at all, beyond showing that training, scoring and monitoring run."]
+    return "\n\n".join(lines)

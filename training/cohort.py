@@ -1,0 +1,206 @@
+"""From a source to a table that can be trained or judged on: features, outcome and scope of every patient-hour.
+
+Scoring a file and training on it come through :func:`prepare`, and the service builds and assesses the same way: one
+definition of a feature and of who may be scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features.clean import clean
+from features.clock import HOUR_US, micros
+from features.errors import DataError
+from features.events import encounter_events
+from features.labels import physionet2019 as physionet_labels
+from features.labels.synthetic import sepsis_hours
+from features.sources import physionet2019
+from features.sources.synthetic import simulate
+from models import scope
+from models.metrics import first_positive
+from models.spec import Spec
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Objects = npt.NDArray[np.object_]
+Matrix = npt.NDArray[np.float32]
+Say = Callable[[int], None]
+
+START: Final = datetime(2026, 1, 5, tzinfo=UTC)
+CITATION: Final = (
+    "Reyna MA, Josef CS, Jeter R, et al. Early Prediction of Sepsis From Clinical Data: The PhysioNet/Computing in "
+    "Cardiology Challenge 2019. Crit Care Med 2020;48(2):210-217. Data: doi 10.13026/v64v-d857, CC BY 4.0."
+)
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Whole encounters from a source, not yet cleaned.
+
+    ``rows`` has one row a prediction: ``encounter_id``, ``prediction_time``, ``iculos`` (hours since ICU admission),
+    ``site``, and what else the source wants to hand through. Its index is the row's place in the whole input.
+    """
+
+    encounters: pd.DataFrame
+    events: pd.DataFrame
+    rows: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Features and scope of some rows, in the order of ``rows``; ``account`` counts what cleaning set aside."""
+
+    rows: pd.DataFrame
+    matrix: Matrix
+    status: Objects
+    account: dict[str, int]
+
+
+def prepare(patients: Patients, spec: Spec, threads: int = 1) -> Prepared:
+    """Clean, build the features, and say of each row whether it can be scored."""
+    events, account = clean(patients.events)
+    matrix = spec.features.build(events, patients.rows, threads=threads)
+    about = patients.encounters.set_index("encounter_id").loc[patients.rows["encounter_id"].astype(object)]
+    status = scope.assess(
+        about["encounter_class"],
+        about["age_years"].to_numpy(dtype=np.float64),
+        scope.recent_vitals(matrix, spec),
+        spec,
+    )
+    return Prepared(patients.rows, matrix, status, {"events": account.read, **account.reasons})
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Every patient-hour of an input.
+
+    Attributes
+    ----------
+    matrix : float32, shape (n, n_features), columns as in the spec
+    patient : int codes from 0, shape (n,)
+    hour : hours since ICU admission, shape (n,); rows of a patient are an hour apart
+    label : 0 or 1, shape (n,)
+    site, status : object, shape (n,)
+    data : dict
+        What the rows are made of: source, files with hashes, counts. Nothing of any patient.
+    """
+
+    matrix: Matrix
+    patient: Ints
+    hour: Floats
+    label: Ints
+    site: Objects
+    status: Objects
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> npt.NDArray[np.bool_]:
+        """Rows that may be scored, shape (n,)."""
+        return np.asarray(self.status == scope.SCORED)
+
+    def per_patient(self) -> tuple[Objects, npt.NDArray[np.bool_], Ints]:
+        """Site, outcome and number of rows of each patient."""
+        septic = np.isfinite(first_positive(self.patient, self.hour, self.label))
+        first = np.unique(self.patient, return_index=True)[1]
+        return self.site[first], septic, np.bincount(self.patient)
+
+
+def read_cohort(
+    source: str, path: Path | None, spec: Spec, threads: int, say: Say = lambda rows: None
+) -> Cohort:
+    """Read, clean, build and label everything an input holds.
+
+    Parameters
+    ----------
+    source : "physionet2019" or "synthetic"
+    path : Path
+        As :func:`features.sources.physionet2019.read` takes it; the simulator needs none.
+    say : callable
+        Told how many rows are done, for a progress bar.
+
+    Raises
+    ------
+    DataError
+        The source is unknown, or its data cannot be used.
+    """
+    if source == "synthetic":
+        patients, labels, origin = _simulated(spec)
+    elif source == "physionet2019":
+        patients, labels, origin = _physionet(path)
+    else:
+        raise DataError(f"Sepsis is trained on 'physionet2019' or 'synthetic', not on {source!r}.")
+    parts, account = [], Counter[str]()
+    for part in patients:
+        parts.append(prepare(part, spec, threads))
+        account.update(parts[-1].account)
+        say(len(part.rows))
+    return _assembled(parts, labels, origin | {"cleaning": dict(account)})
+
+
+def sources_of(path: Path) -> Iterator[Patients]:
+    """The patients of a PhysioNet 2019 file or folder."""
+    for chunk in physionet2019.read(path):
+        yield Patients(chunk.encounters, chunk.events, chunk.rows, chunk.notes)
+
+
+def _physionet(path: Path | None) -> tuple[Iterator[Patients], Ints, dict[str, Any]]:
+    if path is None:
+        raise DataError("Say where the data are: --source physionet2019 --input DIR.")
+    files = [{"name": f.name, "sha256": _sha256(f)} for f in physionet2019.files(path)]
+    origin = {"source": "physionet2019", "files": files, "citation": CITATION}
+    return sources_of(path), physionet_labels.read_labels(path), origin
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _simulated(spec: Spec) -> tuple[Iterator[Patients], Ints, dict[str, Any]]:
+    settings = {key: spec.section("training")[f"simulated_{key}"] for key in ("days", "seed", "icu_beds")}
+    hospital = simulate(settings["days"], settings["seed"], START, icu_beds=settings["icu_beds"])
+    rows = sepsis_hours(hospital)
+    encounters = hospital.encounters[hospital.encounters["encounter_id"].isin(rows["encounter_id"].unique())]
+    events = hospital.events[hospital.events["encounter_id"].isin(encounters["encounter_id"])]
+    events = pd.concat([events, encounter_events(encounters)], ignore_index=True)
+    admitted = encounters.set_index("encounter_id")["icu_admission_time"].loc[rows["encounter_id"]]
+    hours = (micros(rows["prediction_time"]) - micros(admitted)) / HOUR_US
+    patients = Patients(encounters, events, rows.assign(iculos=hours, site="simulated"))
+    origin = {"source": "synthetic", "simulation": settings, "citation": "Simulated patients; no real data."}
+    return iter([patients]), rows["label"].to_numpy(dtype=np.int64), origin
+
+
+def _assembled(parts: list[Prepared], labels: Ints, origin: dict[str, Any]) -> Cohort:
+    """One table of all parts; each part's matrix is let go as soon as it is copied."""
+    rows = pd.concat([p.rows for p in parts])
+    status = np.concatenate([p.status for p in parts])
+    account = origin.pop("cleaning")
+    matrix = np.empty((len(rows), parts[0].matrix.shape[1]), dtype=np.float32)
+    end = len(rows)
+    while parts:
+        last = parts.pop().matrix
+        matrix[end - len(last) : end] = last
+        end -= len(last)
+    patient = pd.factorize(rows["encounter_id"].astype(object))[0].astype(np.int64)
+    label = labels[rows.index.to_numpy()]
+    data = origin | {
+        "rows": len(rows),
+        "patients": int(patient.max(initial=-1)) + 1,
+        "septic_patients": len(np.unique(patient[label == 1])),
+        "positive_rows": int(label.sum()),
+        "statuses": {str(k): int(n) for k, n in pd.Series(status).value_counts().items()},
+        "cleaning": account,
+    }
+    hour = rows["iculos"].to_numpy(dtype=np.float64)
+    return Cohort(matrix, patient, hour, label, rows["site"].to_numpy(dtype=object), status, data)

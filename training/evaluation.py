@@ -1,0 +1,356 @@
+"""The evaluation table of a sepsis model, on cross-validated or on never seen patients; and scoring of files.
+
+Alarms are judged hour by hour as the challenge does, pages as a ward meets them. Figures are given over all hours and
+within the first 48, where the length of a stay gives nothing away, beside three humble rivals: the clock alone, SIRS
+and NEWS2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features.clock import HOUR_US, micros
+from features.errors import ConfigError, DataError
+from features.labels import physionet2019 as physionet_labels
+from models import metrics
+from models.bundle import Bundle, dump_json
+from models.cards import evaluation_text
+from models.decision import AlertPolicy, pages
+from models.metrics import Scored
+from models.scope import SCORED
+from training.cohort import Patients, prepare, sources_of
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Objects = npt.NDArray[np.object_]
+
+EARLY_H: Final = 48
+"""Up to this ICU hour the length of stay tells nothing of sepsis in PhysioNet 2019; later it does."""
+
+RIVALS: Final = {"clock": "icu_admission__hours_since_last", "sirs": "sirs_partial", "news2": "news2_partial"}
+"""What needs no model: hours in intensive care, and the partial scores, by the feature that holds them."""
+
+REPLICATES: Final = 300
+SEED: Final = 20190101
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows with outcome and what a model, and its rivals, said of them; all arrays of shape (n,).
+
+    Attributes
+    ----------
+    patient : int codes from 0
+    hour : hours since ICU admission
+    label : 0 or 1
+    site : hospital
+    probability : NaN where unscorable
+    alarm, page : bool
+    rivals : mapping of name to (score, alarm)
+        Scores may be NaN.
+    """
+
+    patient: Ints
+    hour: Floats
+    label: Ints
+    site: Objects
+    probability: Floats
+    alarm: Bools
+    page: Bools
+    rivals: Mapping[str, tuple[Floats, Bools]]
+
+
+def evaluate(judged: Judged, replicates: int = REPLICATES, seed: int = SEED) -> dict[str, Any]:
+    """Measure everything, by hospital and by hours.
+
+    Returns
+    -------
+    JSON-able: ``table`` (one entry a hospital and band of hours, each measure as value, low, high), ``rivals``,
+    ``alerts`` and ``curves``.
+    """
+    gain = metrics.utility_gain(judged.patient, judged.hour, judged.label)
+    whole = Scored(judged.patient, judged.label, judged.probability, judged.alarm, gain)
+    rng = np.random.default_rng(seed)
+    table, rivals, alerts = [], [], []
+    for hospital, hours, rows in _strata(judged):
+        where = {"hospital": hospital, "hours": hours}
+        table.append(where | _described(judged, rows) | _measured(whole.where(rows), replicates, rng))
+        rivals.append(where | {name: _rival(judged, gain, name, rows) for name in judged.rivals})
+        alerts.append(where | _alerts(judged, rows))
+    replicated = {"replicates": replicates, "unit": "patient", "method": "bootstrap percentiles, 95 %"}
+    parts = {"table": table, "rivals": rivals, "alerts": alerts, "intervals": replicated}
+    cleaned: dict[str, Any] = clean_json(parts | {"curves": curves(judged, gain)})
+    return cleaned
+
+
+def _strata(judged: Judged) -> Iterator[tuple[str, str, Bools]]:
+    sites = sorted({str(s) for s in judged.site})
+    every = np.ones(len(judged.label), dtype=np.bool_)
+    groups = [("all", every)] + ([(s, np.asarray(judged.site == s)) for s in sites] if len(sites) > 1 else [])
+    for name, rows in groups:
+        yield name, "all", rows
+        yield name, f"<= {EARLY_H}", rows & (judged.hour <= EARLY_H)
+
+
+def _described(judged: Judged, rows: Bools) -> dict[str, Any]:
+    label, patient = judged.label[rows], judged.patient[rows]
+    return {
+        "patients": len(np.unique(patient)),
+        "septic_patients": len(np.unique(patient[label == 1])),
+        "rows": int(rows.sum()),
+        "prevalence_per_hour": float(label.mean()) if len(label) else None,
+        "unscored_share": float(np.isnan(judged.probability[rows]).mean()) if len(label) else None,
+    }
+
+
+def _measured(scored: Scored, replicates: int, rng: np.random.Generator) -> dict[str, Any]:
+    values, intervals = scored.measure(), scored.intervals(replicates, rng)
+    return {"measures": {name: [value, *intervals[name]] for name, value in values.items()}}
+
+
+def _rival(judged: Judged, gain: Floats, name: str, rows: Bools) -> dict[str, float]:
+    score, alarm = judged.rivals[name]
+    seen = rows & ~np.isnan(score)
+    return {
+        "utility": metrics.normalized_utility(gain[rows], alarm[rows]),
+        "auroc": metrics.auroc(judged.label[seen], score[seen]),
+    }
+
+
+def _alerts(judged: Judged, rows: Bools) -> dict[str, float]:
+    return metrics.alert_table(judged.patient, judged.hour, judged.label, judged.page, rows)
+
+
+def curves(judged: Judged, gain: Floats) -> dict[str, Any]:
+    """What the plots show: calibration, ROC, precision-recall, and utility by ICU hour. JSON-able, no patient in it."""
+    seen = ~np.isnan(judged.probability)
+    label, probability = judged.label[seen], judged.probability[seen]
+    predicted, observed, size = metrics.calibration_groups(label, probability)
+    order = np.argsort(-probability, kind="stable")
+    true, flagged = np.cumsum(label[order]), np.arange(1, len(order) + 1)
+    at = (
+        np.unique(np.geomspace(1, max(len(order), 1), 120).astype(np.int64)) - 1
+        if len(order)
+        else np.array([], int)
+    )
+    positives, negatives = max(int(label.sum()), 1), max(int((1 - label).sum()), 1)
+    hour = np.minimum(judged.hour, 72).astype(np.int64)
+    best = np.bincount(hour, weights=np.maximum(gain, 0), minlength=73)
+    got = np.bincount(hour, weights=gain * judged.alarm, minlength=73)
+    return {
+        "calibration": {"predicted": _short(predicted), "observed": _short(observed), "rows": _short(size)},
+        "recall": _short(true[at] / positives),
+        "false_positive_rate": _short((flagged[at] - true[at]) / negatives),
+        "precision": _short(true[at] / flagged[at]),
+        "utility_by_hour": {"hour": list(range(73)), "attained": _short(got), "attainable": _short(best)},
+    }
+
+
+def _short(values: npt.NDArray[Any]) -> list[float]:
+    return [float(f"{v:.5g}") for v in values]
+
+
+def clean_json(value: Any) -> Any:
+    """Numbers to six significant digits, NaN as null: what a JSON part of a bundle may hold."""
+    if isinstance(value, Mapping):
+        return {k: clean_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean_json(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+# ------------------------------------------------------------ scoring patients with a bundle
+
+
+def score_patients(bundle: Bundle, patients: Patients, threads: int = 1) -> pd.DataFrame:
+    """Score the rows of whole encounters.
+
+    Returns
+    -------
+    ``patients.rows`` with ``probability`` (NaN where unscorable), ``alert``, ``page``, ``status``, and a column for
+    each rival that the bundle's features hold. Each row reads only what was available at its own prediction time.
+    """
+    ready = prepare(patients, bundle.spec, threads)
+    scored = np.asarray(ready.status == SCORED)
+    probability = np.full(len(scored), np.nan)
+    if scored.any():
+        probability[scored] = bundle.calibrator.apply(bundle.raw(ready.matrix[scored], threads=threads))
+    encounter = pd.factorize(ready.rows["encounter_id"].astype(object))[0].astype(np.int64)
+    policy = AlertPolicy.from_dict(bundle.alert_policy)
+    names = list(bundle.feature_names)
+    rivals = {k: ready.matrix[:, names.index(f)].astype(np.float64) for k, f in RIVALS.items() if f in names}
+    return ready.rows.assign(
+        probability=probability,
+        alert=probability >= bundle.thresholds["utility"],
+        page=pages(encounter, micros(ready.rows["prediction_time"]), probability, policy),
+        status=ready.status,
+        **rivals,
+    )
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """What a scoring run wrote."""
+
+    output: Path
+    model_id: str
+    rows: int
+    patients: int
+    statuses: dict[str, int]
+    alerts: int
+    pages: int
+    notes: tuple[str, ...]
+
+    def summary(self) -> str:
+        """For the console."""
+        unscored = ", ".join(f"{n:,} {s}" for s, n in sorted(self.statuses.items()) if s != SCORED) or "none"
+        lines = [
+            f"{self.rows:,} rows of {self.patients:,} patients scored with {self.model_id}: {self.output}",
+            f"alerts {self.alerts:,} rows, pages {self.pages:,}; not scored: {unscored}",
+            *self.notes,
+        ]
+        return "\n".join(lines)
+
+
+def score_file(product: str, source: str, input: Path, output: Path, model: str | None = None) -> ScoreResult:
+    """Score every row of a file or folder and write ``patient_id, hour, probability, alert, page, status``.
+
+    Rows stand in the order of the input, with its ``patient_id`` and ``hour``. Outcomes in the input are not read.
+
+    Raises
+    ------
+    ConfigError
+        The product or source is not one this command knows, or the output is no Parquet file.
+    DataError
+        The input cannot be used.
+    """
+    bundle = _bundle(product, source, model)
+    if output.suffix != ".parquet":
+        raise ConfigError(f"Scores are written as Parquet; name the output {output.stem}.parquet.")
+    parts, notes = [], dict[str, None]()
+    for patients in sources_of(input):
+        rows = score_patients(bundle, patients, threads=_threads())
+        parts.append(rows[["patient_id", "hour", "probability", "alert", "page", "status"]])
+        notes |= dict.fromkeys(patients.notes)
+    if not parts:
+        raise DataError(f"{input} holds no rows. Give a file with at least one patient-hour.")
+    table = pd.concat(parts).sort_index(kind="stable")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(output, index=False)
+    return ScoreResult(
+        output,
+        bundle.model_id,
+        len(table),
+        int(table["patient_id"].nunique()),
+        {str(k): int(v) for k, v in Counter(table["status"]).items()},
+        int(table["alert"].sum()),
+        int(table["page"].sum()),
+        tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation run measured."""
+
+    model_id: str
+    evaluation: dict[str, Any]
+    output: Path
+    notes: tuple[str, ...]
+
+    def summary(self) -> str:
+        """The table, for the console."""
+        head = f"{self.model_id} on {self.evaluation['data']['name']}"
+        return "\n".join(
+            [head, "", evaluation_text(self.evaluation), "", *self.notes, f"Saved: {self.output}"]
+        )
+
+
+def evaluate_file(
+    product: str, source: str, input: Path, model: str | None = None, output: Path | None = None
+) -> EvaluationResult:
+    """Judge a model on a file or folder with outcomes; print the table, save it as JSON.
+
+    Thresholds and calibration are the model's own: nothing is fitted to the file.
+
+    Parameters
+    ----------
+    output : Path, optional
+        Default ``var/reports/evaluation-<model>-<input>.json``.
+    """
+    bundle = _bundle(product, source, model)
+    labels = physionet_labels.read_labels(input)
+    parts, notes = [], dict[str, None]()
+    for patients in sources_of(input):
+        parts.append(score_patients(bundle, patients, threads=_threads()))
+        notes |= dict.fromkeys(patients.notes)
+    if not parts:
+        raise DataError(f"{input} holds no rows. Give a file with at least one patient-hour.")
+    rows = pd.concat(parts)
+    evaluation = evaluate(judged_rows(rows, labels[rows.index.to_numpy()], bundle))
+    evaluation["data"] = {"name": input.name, "rows": len(rows), "model_id": bundle.model_id}
+    output = output or _reports() / f"evaluation-{bundle.model_id.replace('@', '-')}-{input.stem}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(dump_json(evaluation), encoding="utf-8")
+    return EvaluationResult(bundle.model_id, evaluation, output, tuple(notes))
+
+
+def judged_rows(rows: pd.DataFrame, label: Ints, bundle: Bundle) -> Judged:
+    """Rows of :func:`score_patients` beside their outcomes; rivals alarm at the thresholds found in training."""
+    limits = bundle.parts["decision"].get("rivals", {})
+    rivals = {}
+    for name in RIVALS:
+        if name in rows and name in limits:
+            score = rows[name].to_numpy(dtype=np.float64)
+            rivals[name] = (score, score >= limits[name])
+    return Judged(
+        patient=pd.factorize(rows["encounter_id"].astype(object))[0].astype(np.int64),
+        hour=rows["iculos"].to_numpy(dtype=np.float64),
+        label=label,
+        site=rows["site"].to_numpy(dtype=object),
+        probability=rows["probability"].to_numpy(dtype=np.float64),
+        alarm=rows["alert"].to_numpy(dtype=np.bool_),
+        page=rows["page"].to_numpy(dtype=np.bool_),
+        rivals=rivals,
+    )
+
+
+def page_rows(patient: Ints, hour: Floats, probability: Floats, policy: AlertPolicy) -> Bools:
+    """Pages over rows timed in hours since ICU admission."""
+    return pages(patient, np.rint(hour * HOUR_US).astype(np.int64), probability, policy)
+
+
+def _bundle(product: str, source: str, model: str | None) -> Bundle:
+    from training.tracking import resolve
+
+    if product != "sepsis":
+        raise ConfigError(
+            f"Files are scored and evaluated for sepsis; {product} has `wardcast forecast beds`."
+        )
+    if source != "physionet2019":
+        raise ConfigError(f"Files of source {source!r} cannot be scored yet; 'physionet2019' can.")
+    return Bundle.load(resolve(model or "released:sepsis"))
+
+
+def _threads() -> int:
+    import os
+
+    return os.cpu_count() or 1
+
+
+def _reports() -> Path:
+    from training.tracking import var
+
+    return var() / "reports"

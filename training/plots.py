@@ -1,0 +1,61 @@
+"""Figures of an evaluation, from its ``curves``: what MLflow keeps beside the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Matplotlib figures by file name; none where the evaluation kept no curves."""
+    curves = evaluation.get("curves")
+    if not curves:
+        return {}
+    return {
+        "calibration.png": _calibration(curves["calibration"]),
+        "roc.png": _line(
+            curves["false_positive_rate"], curves["recall"], "1 - specificity", "Sensitivity", "ROC, per hour"
+        ),
+        "precision_recall.png": _line(
+            curves["recall"], curves["precision"], "Sensitivity", "PPV", "Precision and recall, per hour"
+        ),
+        "utility_by_hour.png": _utility(curves["utility_by_hour"]),
+    }
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _line(x: list[float], y: list[float], x_label: str, y_label: str, title: str) -> Any:
+    figure, axes = _axes(title, x_label, y_label)
+    axes.plot(x, y)
+    axes.set(xlim=(0, 1), ylim=(0, None))
+    return figure
+
+
+def _calibration(curve: Mapping[str, list[float]]) -> Any:
+    figure, axes = _axes("Calibration, groups of patient-hours", "Predicted probability", "Observed share")
+    predicted = np.array(curve["predicted"])
+    size = np.array(curve["rows"])
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    axes.scatter(predicted, curve["observed"], s=4 + 40 * size / size.max(), alpha=0.6)
+    top = float(max(predicted.max(), max(curve["observed"]))) * 1.1
+    axes.set(xlim=(0, top), ylim=(0, top))
+    return figure
+
+
+def _utility(curve: Mapping[str, list[float]]) -> Any:
+    figure, axes = _axes("Utility by ICU hour (the last bar is 72 h and later)", "Hour", "Utility")
+    axes.bar(curve["hour"], curve["attainable"], color="lightgrey", label="attainable")
+    axes.bar(curve["hour"], curve["attained"], label="attained")
+    axes.legend()
+    return figure

@@ -1,0 +1,377 @@
+"""Train the sepsis model: cross-validate on whole patients, then fit, calibrate and release on all of them.
+
+Every figure in the card comes from patients the model had not seen: each fold is scored by a booster fitted on the
+other folds, calibrated and thresholded on those folds' own out-of-fold scores. The released booster is then fitted
+on everyone; its calibrator and thresholds come from all the out-of-fold scores.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import lightgbm as lgb
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from models import metrics
+from models.bundle import Bundle, write_bundle
+from models.calibration import Calibrator, choose
+from models.cards import evaluation_text, sepsis_card, with_interval
+from models.decision import AlertPolicy
+from models.profile import profile
+from models.spec import Spec
+from training.cohort import Cohort, read_cohort
+from training.evaluation import RIVALS, Judged, clean_json, evaluate, page_rows
+from training.splits import patient_folds
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+SPEC: Final = Path(__file__).resolve().parent.parent / "models" / "sepsis" / "spec.toml"
+PROFILE_ROWS: Final = 100_000
+INFLUENCE_ROWS: Final = 1_000
+PROCESS: Final = ("hours_since_last", "count")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A bundle, what was measured, and what it took."""
+
+    folder: Path
+    bundle: Bundle
+    evaluation: dict[str, Any]
+    seconds: float
+    peak_gib: float
+    tracked: str = ""
+
+    @property
+    def headline(self) -> str:
+        """One line for the console."""
+        measures = self.evaluation["table"][0]["measures"]
+        utility, auroc = with_interval(measures["utility"], 3), with_interval(measures["auroc"], 3)
+        patients = self.evaluation["table"][0]["patients"]
+        return f"Sepsis: utility {utility}, AUROC {auroc} on {patients:,} patients, cross-validated."
+
+    def summary(self) -> str:
+        """What a person wants to know after the run."""
+        lines = [self.headline, "", evaluation_text(self.evaluation), ""]
+        lines.append(f"Bundle {self.bundle.model_id}: {self.folder}")
+        if self.tracked:
+            lines.append(f"MLflow: {self.tracked}")
+        return "\n".join([*lines, f"{self.seconds:.0f} s, peak memory {self.peak_gib:.1f} GiB"])
+
+
+def train(
+    source: str,
+    input: Path | None,
+    *,
+    spec: Path | None = None,
+    output: Path | None = None,
+    register: bool = True,
+    threads: int = 1,
+) -> TrainResult:
+    """Train, calibrate, judge and write the sepsis model.
+
+    Parameters
+    ----------
+    source : "physionet2019" or "synthetic"
+    input : Path
+        See :func:`training.cohort.read_cohort`.
+    spec : Path, optional
+        Another spec than ``models/sepsis/spec.toml``.
+    output : Path, optional
+        An empty or new folder for the bundle; default under ``var/models``.
+    register : bool
+        Log the run and register the model in MLflow.
+    threads : int
+    """
+    began = time.monotonic()
+    made = Spec.load(spec or SPEC)
+    with _progress() as bars:
+        with _stage(bars, "reading patients and building features") as task:
+            cohort = read_cohort(source, input, made, threads, lambda rows: bars.advance(task, rows))
+        bundle, evaluation = _fit_and_write(cohort, made, output, threads, bars)
+    seconds, peak = time.monotonic() - began, _peak_gib()
+    tracked = _track(bundle, source, seconds, peak) if register else ""
+    return TrainResult(bundle.folder, bundle, evaluation, time.monotonic() - began, peak, tracked)
+
+
+def _fit_and_write(
+    cohort: Cohort, spec: Spec, output: Path | None, threads: int, bars: Progress
+) -> tuple[Bundle, dict[str, Any]]:
+    training = spec.section("training")
+    sites, septic, hours = cohort.per_patient()
+    fold = patient_folds(sites, septic, hours, training["folds"], np.random.default_rng(training["seed"]))
+    fold = fold[cohort.patient]
+    with _stage(bars, "cross-validating", training["folds"]) as task:
+        raw = out_of_fold(cohort, fold, spec, threads, lambda: bars.advance(task))
+    with _stage(bars, "judging, with patient bootstraps"):
+        evaluation = evaluate(judge(cohort, raw, fold, spec)) | {"method": _method(training)}
+    with _stage(bars, "fitting on everyone"):
+        booster = fit(cohort, cohort.scored, spec, threads)
+    with _stage(bars, "writing the bundle"):
+        return _write(cohort, raw, fold, booster, evaluation, spec, output), evaluation
+
+
+# ------------------------------------------------------------ fitting
+
+
+def fit(cohort: Cohort, rows: Bools, spec: Spec, threads: int) -> lgb.Booster:
+    """Fit the booster on some scored rows.
+
+    Hours of stays without sepsis are thinned to the spec's ``keep`` and weighted back, hours of septic stays all kept.
+    """
+    training = spec.section("training")
+    septic = cohort.per_patient()[1]
+    rng = np.random.default_rng(training["seed"])
+    thinned = ~septic[cohort.patient]
+    used = np.flatnonzero(rows & cohort.scored & (~thinned | (rng.random(len(rows)) < training["keep"])))
+    weight = np.where(thinned[used], 1 / training["keep"], 1.0)
+    data = lgb.Dataset(
+        cohort.matrix[used], cohort.label[used], weight=weight, feature_name=list(spec.features.names)
+    )
+    fixed = {"objective": "binary", "verbose": -1, "seed": training["seed"] % 2**31, "deterministic": True}
+    return lgb.train(
+        {**fixed, "force_col_wise": True, "num_threads": threads, **training["boost"]},
+        data,
+        training["rounds"],
+    )
+
+
+def out_of_fold(cohort: Cohort, fold: Ints, spec: Spec, threads: int, done: Any = lambda: None) -> Floats:
+    """Raw log-odds of every scored row from a booster that never saw its patient, shape (n,); NaN elsewhere."""
+    raw = np.full(len(fold), np.nan)
+    for k in range(int(fold.max()) + 1):
+        booster = fit(cohort, fold != k, spec, threads)
+        rows = cohort.scored & (fold == k)
+        raw[rows] = booster.predict(cohort.matrix[rows], raw_score=True, num_threads=threads)
+        done()
+    return raw
+
+
+# ------------------------------------------------------------ calibrating and deciding, on out-of-fold scores
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What turns raw scores into probabilities, alerts and pages, found on the rows it is given."""
+
+    calibrator: Calibrator
+    losses: dict[str, float]
+    utility: float
+    policy: AlertPolicy
+    rivals: dict[str, float]
+
+
+def decide(cohort: Cohort, raw: Floats, fold: Ints, rows: Bools, spec: Spec) -> Decided:
+    """Choose calibration, thresholds and paging on some rows with out-of-fold scores."""
+    gain = metrics.utility_gain(cohort.patient, cohort.hour, cohort.label)
+    known = rows & ~np.isnan(raw)
+    calibrator, losses = choose(raw[known], cohort.label[known], fold[known])
+    probability = calibrator.apply(raw)
+    rivals = {
+        name: metrics.best_threshold(cohort.matrix[rows, column].astype(np.float64), gain[rows])
+        for name, column in _rivals(spec).items()
+    }
+    return Decided(
+        calibrator,
+        losses,
+        metrics.best_threshold(probability[rows], gain[rows]),
+        page_policy(cohort, probability, rows, spec),
+        rivals,
+    )
+
+
+def _rivals(spec: Spec) -> dict[str, int]:
+    names = spec.features.names
+    return {rival: names.index(feature) for rival, feature in RIVALS.items() if feature in names}
+
+
+def page_policy(cohort: Cohort, probability: Floats, rows: Bools, spec: Spec) -> AlertPolicy:
+    """The policy of the spec at the lowest threshold that keeps to its budget of pages."""
+    alerts = spec.section("alerts")
+    patient, hour, p = cohort.patient[rows], cohort.hour[rows], probability[rows]
+    patient = np.unique(patient, return_inverse=True)[1].astype(np.int64)
+    known = p[~np.isnan(p)]
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        share = (low + high) / 2
+        policy = _policy(alerts, float(np.quantile(known, share)))
+        rate = 2400 * page_rows(patient, hour, p, policy).sum() / max(len(known), 1)
+        low, high = (share, high) if rate > alerts["pages_per_100_patient_days"] else (low, share)
+    return _policy(alerts, float(np.quantile(known, high)))
+
+
+def _policy(alerts: dict[str, Any], threshold: float) -> AlertPolicy:
+    return AlertPolicy(threshold, *(float(alerts[k]) for k in ("snooze_h", "reraise", "release")))
+
+
+def judge(cohort: Cohort, raw: Floats, fold: Ints, spec: Spec) -> Judged:
+    """Probabilities, alarms and pages of every fold, each decided on the scores of the other folds."""
+    probability = np.full(len(raw), np.nan)
+    alarm, page = np.zeros(len(raw), dtype=np.bool_), np.zeros(len(raw), dtype=np.bool_)
+    columns = {name: cohort.matrix[:, column].astype(np.float64) for name, column in _rivals(spec).items()}
+    rival_alarms = {name: np.zeros(len(raw), dtype=np.bool_) for name in columns}
+    for k in range(int(fold.max()) + 1):
+        mine = fold == k
+        decided = decide(cohort, raw, fold, ~mine, spec)
+        probability[mine] = decided.calibrator.apply(raw[mine])
+        alarm[mine] = probability[mine] >= decided.utility
+        page[mine] = page_rows(cohort.patient[mine], cohort.hour[mine], probability[mine], decided.policy)
+        for name, score in columns.items():
+            rival_alarms[name][mine] = score[mine] >= decided.rivals[name]
+    rivals = {name: (columns[name], rival_alarms[name]) for name in columns}
+    return Judged(cohort.patient, cohort.hour, cohort.label, cohort.site, probability, alarm, page, rivals)
+
+
+def _method(training: dict[str, Any]) -> str:
+    return (
+        f"Patient-level {training['folds']}-fold cross-validation, folds alike in hospital, outcome and length of "
+        "stay. Each fold is scored by a booster fitted on the other folds' patients with rounds fixed beforehand; "
+        "calibration, alert threshold, paging threshold and the rivals' thresholds were chosen on the other folds' "
+        "out-of-fold scores. The released booster is fitted on all patients and has seen more than those judged here."
+    )
+
+
+# ------------------------------------------------------------ writing
+
+
+def _write(
+    cohort: Cohort,
+    raw: Floats,
+    fold: Ints,
+    booster: lgb.Booster,
+    evaluation: dict[str, Any],
+    spec: Spec,
+    output: Path | None,
+) -> Bundle:
+    decided = decide(cohort, raw, fold, np.ones(len(raw), dtype=np.bool_), spec)
+    rng = np.random.default_rng(spec.section("training")["seed"])
+    scored = np.flatnonzero(cohort.scored)
+    some = np.sort(rng.choice(scored, min(PROFILE_ROWS, len(scored)), replace=False))
+    decision = clean_decision(decided, spec)
+    influence = influences(
+        booster, cohort.matrix[rng.choice(some, min(INFLUENCE_ROWS, len(some)), replace=False)], spec
+    )
+    version = str(spec.section("model").get("version", "1"))
+    data = clean_json(cohort.data)
+    return write_bundle(
+        output or _default_folder(),
+        name=spec.name,
+        version=version,
+        spec_text=spec.text,
+        boosters={"risk": booster},
+        parts={
+            "features": spec.features.manifest(),
+            "reference": profile(
+                cohort.matrix[some], spec.features.names, decided.calibrator.apply(raw[some])
+            ),
+            "evaluation": evaluation | {"influence": clean_json(influence)},
+            "data": data,
+            "calibrator": decided.calibrator.to_dict(),
+            "decision": decision,
+        },
+        card=sepsis_card(
+            spec=spec,
+            version=version,
+            data=data,
+            evaluation=evaluation,
+            decision=decision,
+            influence=influence,
+        ),
+    )
+
+
+def clean_decision(decided: Decided, spec: Spec) -> dict[str, Any]:
+    """The ``decision`` part of the bundle; thresholds keep all their digits, since they decide."""
+    return {
+        "thresholds": {"utility": decided.utility, "alert": decided.policy.threshold},
+        "policy": decided.policy.to_dict(),
+        "budget": float(spec.section("alerts")["pages_per_100_patient_days"]),
+        "rivals": decided.rivals,
+        "calibration": decided.calibrator.method,
+        "calibration_log_loss": clean_json(decided.losses),
+    }
+
+
+def influences(booster: lgb.Booster, matrix: npt.NDArray[np.float32], spec: Spec) -> dict[str, float]:
+    """Share of the absolute TreeSHAP contributions by kind of feature: clock, process, vital signs, laboratory, …"""
+    values = np.asarray(booster.predict(matrix, pred_contrib=True, num_threads=1))[:, :-1]
+    weight = np.abs(values).sum(axis=0)
+    shares: dict[str, float] = {}
+    for name, w in zip(spec.features.names, weight, strict=True):
+        kind = kind_of(name, spec)
+        shares[kind] = shares.get(kind, 0.0) + float(w / weight.sum())
+    return shares
+
+
+def kind_of(name: str, spec: Spec) -> str:
+    """What a feature reads: the clock, the process of measuring, or a quantity."""
+    from features.concepts import loader
+
+    concepts = spec.features.concept_of(name)
+    statistic = name.partition("__")[2]
+    if concepts[0] in ("icu_admission", "hours_before_icu"):
+        return "clock"
+    if statistic.startswith(PROCESS):
+        return "process"
+    if name in spec.features.scores:
+        return "clinical scores"
+    kinds = {loader.concepts()[c].kind for c in concepts}
+    if len(concepts) > 1:
+        return "ratios"
+    return {"vital": "vital signs", "lab": "laboratory", "therapy": "oxygen"}.get(
+        kinds.pop(), "age, sex and unit"
+    )
+
+
+def _default_folder() -> Path:
+    from training.tracking import var
+
+    return var() / "models" / f"sepsis-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+
+
+def _track(bundle: Bundle, source: str, seconds: float, peak: float) -> str:
+    from training import tracking
+
+    took = {"seconds": seconds, "peak_gib": peak}
+    uri = tracking.log_bundle(
+        bundle.folder, run_name="train", alias="challenger", tags={"source": source}, metrics=took
+    )
+    if source != "synthetic" and tracking.version_of(bundle.name, "champion") is None:
+        version = tracking.version_of(bundle.name, "challenger")
+        tracking.set_alias(bundle.name, str(version), "champion", "first model registered here")
+    return uri
+
+
+def _peak_gib() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+# ------------------------------------------------------------ telling how far it is
+
+
+def _progress() -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    quiet = os.environ.get("WARDCAST_QUIET") == "1"
+    return Progress(*columns, console=Console(stderr=True), disable=quiet)
+
+
+@contextmanager
+def _stage(bars: Progress, what: str, total: float | None = None) -> Iterator[Any]:
+    task = bars.add_task(what, total=total)
+    yield task
+    bars.update(task, total=1, completed=1)
+    bars.stop_task(task)

@@ -1,0 +1,272 @@
+"""The one door to MLflow: runs, registered models, aliases. Everything stays on this machine unless told otherwise.
+
+Runs go to SQLite under ``var/``, or to ``MLFLOW_TRACKING_URI``. A bundle is registered as a pickle-free pyfunc model
+(see ``training/registered.py``), so that ``models:/sepsis@champion`` and a folder mean the same. What is logged
+holds no patient: figures, hashes, spec, card, and the bundle itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+from features.errors import ConfigError
+from models.bundle import MANIFEST, Bundle
+from training.plots import figures
+
+REPO: Final = Path(__file__).resolve().parent.parent
+RELEASED: Final = "released:"
+MOST_METRICS: Final = 400
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def quietly(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep MLflow's own deprecations and set-up chatter from our users; its errors stay errors."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def var() -> Path:
+    """Where everything made at run time goes: ``WARDCAST_VAR``, else ``./var``."""
+    return Path(os.environ.get("WARDCAST_VAR") or "var").absolute()
+
+
+def tracking_uri() -> str:
+    """Where runs are kept: ``MLFLOW_TRACKING_URI``, else SQLite under ``var/``."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{var() / 'mlflow.db'}"
+
+
+def _mlflow() -> Any:
+    """MLflow, silent towards the outside, pointed at our store."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    try:
+        import mlflow
+    except ImportError:
+        raise ConfigError(
+            "MLflow is not installed. Install wardcast[training], or train with --no-register."
+        ) from None
+    var().mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(tracking_uri())
+    return mlflow
+
+
+@contextmanager
+def _run(experiment: str, run_name: str, tags: Mapping[str, str]) -> Iterator[Any]:
+    """A run in an experiment whose artifacts lie under ``var/`` whatever the working directory is."""
+    mlflow = _mlflow()
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        home = None if "MLFLOW_TRACKING_URI" in os.environ else (var() / "mlartifacts").as_uri()
+        identity = client.create_experiment(experiment, artifact_location=home)
+    else:
+        identity = found.experiment_id
+    with mlflow.start_run(experiment_id=identity, run_name=run_name, tags=dict(tags)):
+        yield mlflow
+
+
+@quietly
+def log_bundle(
+    folder: Path,
+    *,
+    run_name: str,
+    alias: str,
+    tags: Mapping[str, str] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> str:
+    """Log a bundle as a run, register it as a model of its product's name, and give it an alias.
+
+    Parameters
+    ----------
+    folder : Path
+        The bundle.
+    alias : str
+        ``champion`` (what should serve) or ``challenger``.
+    metrics : mapping, optional
+        Figures of the making, such as seconds; those of the evaluation are taken from the bundle.
+
+    Returns
+    -------
+    ``models:/<name>@<alias>``.
+    """
+    bundle = Bundle.load(folder)
+    about = {"model_id": bundle.model_id, "origin": "trained", **(tags or {})}
+    with _run(bundle.name, run_name, about) as mlflow:
+        mlflow.log_params(_params(bundle))
+        mlflow.log_metrics(_numbers(bundle.evaluation) | dict(metrics or {}))
+        mlflow.log_input(_dataset(mlflow, bundle), context="training")
+        for name in ("data", "evaluation", "reference"):
+            mlflow.log_dict(bundle.parts[name], f"{name}.json")
+        mlflow.log_text(bundle.card, "card.md")
+        mlflow.log_text(bundle.spec.text, "spec.toml")
+        for name, figure in figures(bundle.evaluation).items():
+            mlflow.log_figure(figure, f"plots/{name}")
+        registered = _log_model(mlflow, bundle)
+        client = mlflow.MlflowClient()
+        client.set_registered_model_alias(bundle.name, alias, registered.registered_model_version)
+        client.set_model_version_tag(
+            bundle.name, registered.registered_model_version, "model_id", bundle.model_id
+        )
+    return f"models:/{bundle.name}@{alias}"
+
+
+def _log_model(mlflow: Any, bundle: Bundle) -> Any:
+    from importlib.metadata import version
+
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    inputs = Schema([ColSpec("double", name) for name in bundle.feature_names])
+    outputs = Schema([ColSpec("double", "probability")])
+    return mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(REPO / "training" / "registered.py"),
+        artifacts={"bundle": str(bundle.folder)},
+        signature=ModelSignature(inputs=inputs, outputs=outputs),
+        pip_requirements=[f"{p}=={version(p)}" for p in ("lightgbm", "numpy", "pandas", "scikit-learn")],
+        registered_model_name=bundle.name,
+        metadata={"model_id": bundle.model_id},
+    )
+
+
+def serve_as_model(model: type) -> None:
+    """Declare the class that ``training/registered.py`` defines to MLflow, which loads models from that code."""
+    import mlflow
+
+    mlflow.models.set_model(_as_python_model(mlflow, model)())
+
+
+def _as_python_model(mlflow: Any, model: type) -> type:
+    return type(model.__name__, (model, mlflow.pyfunc.PythonModel), {})
+
+
+def _dataset(mlflow: Any, bundle: Bundle) -> Any:
+    """The data's fingerprint as an MLflow dataset: a name and a digest, no rows."""
+    import hashlib
+    import json
+
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+
+    data = bundle.parts["data"]
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+    name = str(data.get("source") or data.get("origin") or bundle.name)
+    return MetaDataset(source=CodeDatasetSource(tags={"source": name}), name=name[:200], digest=digest)  # type: ignore[abstract]
+
+
+def _params(bundle: Bundle) -> dict[str, str]:
+    sections = {
+        name: bundle.spec.section(name) for name in ("model", "target", "scope", "training", "alerts")
+    }
+    params = {f"{s}.{k}": str(v)[:500] for s, table in sections.items() for k, v in table.items()}
+    return params | {"features": str(len(bundle.feature_names)), "version": bundle.version}
+
+
+def _numbers(value: Any, prefix: str = "") -> dict[str, float]:
+    """Every number of a nested evaluation under a readable name; curves are left to the plots."""
+    found: dict[str, float] = {}
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key != "curves":
+                found |= _numbers(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            found |= _numbers(inner, f"{prefix}.{_label(inner, place)}")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        found[_name(prefix)] = float(value)
+    return dict(list(found.items())[:MOST_METRICS])
+
+
+def _label(entry: Any, place: int) -> str:
+    """Rows of a table are named by what they are about; value and interval by what they mean."""
+    if isinstance(entry, Mapping) and "hospital" in entry:
+        return f"{entry['hospital']}.{str(entry['hours']).replace('<= ', 'first')}"
+    return ("value", "low", "high")[place] if place < 3 else str(place)
+
+
+def _name(prefix: str) -> str:
+    """MLflow takes letters, digits, underscore, dash, dot, space and slash."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in prefix)[:250]
+
+
+@quietly
+def resolve(uri: str) -> Path:
+    """The local bundle folder that a name means.
+
+    Parameters
+    ----------
+    uri : str
+        A bundle folder; ``released:sepsis`` for what ships with the code; or an MLflow model, such as
+        ``models:/sepsis@champion`` or ``models:/sepsis/3``.
+
+    Raises
+    ------
+    ConfigError
+        There is no such folder, model or alias.
+    """
+    if uri.startswith(RELEASED):
+        return _bundle_folder(REPO / "models" / uri.removeprefix(RELEASED) / "released", uri)
+    if not uri.startswith("models:/"):
+        return _bundle_folder(Path(uri).absolute(), uri)
+    mlflow = _mlflow()
+    try:
+        downloaded = Path(mlflow.artifacts.download_artifacts(uri))
+    except mlflow.exceptions.MlflowException:
+        raise ConfigError(
+            f"There is no registered model {uri}. Train one, or name a bundle folder; `mlflow ui` shows what there is."
+        ) from None
+    found = sorted((downloaded / "artifacts").glob(f"*/{MANIFEST}"))
+    return _bundle_folder(found[0].parent if found else downloaded, uri)
+
+
+def _bundle_folder(folder: Path, uri: str) -> Path:
+    if not (folder / MANIFEST).is_file():
+        raise ConfigError(
+            f"{uri} is no model bundle: {MANIFEST} is not there. Name a bundle folder, or an MLflow model such as "
+            "models:/sepsis@champion."
+        )
+    return folder
+
+
+@quietly
+def set_alias(name: str, version: str, alias: str, reason: str) -> None:
+    """Point an alias at a version and write down why."""
+    client = _mlflow().MlflowClient()
+    client.set_registered_model_alias(name, alias, version)
+    client.set_model_version_tag(name, version, f"{alias}_reason", reason)
+
+
+@quietly
+def version_of(name: str, alias: str) -> str | None:
+    """The version an alias points at; None where there is none."""
+    mlflow = _mlflow()
+    try:
+        return str(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
+    except mlflow.exceptions.MlflowException:
+        return None
+
+
+@quietly
+def log_monitor(metrics: Mapping[str, float], artifacts: Any) -> None:
+    """Record a monitoring run: its figures, and its report files."""
+    with _run("monitoring", "monitor", {"origin": "monitor"}) as mlflow:
+        mlflow.log_metrics({_name(k): float(v) for k, v in metrics.items() if v is not None and v == v})
+        for path in artifacts or ():
+            mlflow.log_artifact(str(path))
