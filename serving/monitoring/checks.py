@@ -90,6 +90,7 @@ def check_inputs(
     *,
     limits: Limits | None = None,
     mix_ups: Mapping[str, Sequence[MixUp]] | None = None,
+    derived: Mapping[str, Sequence[str]] | None = None,
 ) -> Checked:
     """Compare logged inputs with the reference: schema, emptiness, missingness, units, drift. Never raises on data.
 
@@ -99,6 +100,8 @@ def check_inputs(
         Scored predictions. No rows at all is a finding.
     mix_ups : mapping of concept to its classic unit mistakes
         See :func:`serving.monitoring.inputs.mix_ups_from_table`.
+    derived : mapping of feature to the concepts it is computed from
+        Ratios and scores: what is wrong with one of their concepts is said once, of the concept.
 
     Returns
     -------
@@ -109,20 +112,37 @@ def check_inputs(
     conformed = conform(batch.features, reference.names)
     if len(batch) == 0:
         return Checked([*conformed.findings, nothing_to_check()], None, [])
-    absent = set(conformed.absent)
-    present = [j for j, name in enumerate(reference.names) if name not in absent]
     watch = _watch(batch, conformed.matrix, reference, limits, mix_ups or {})
-    findings = _by_concept(watch, present)
-    told = {inputs.concept_of(f) for finding in findings for f in finding.features}
+    teller = _Teller(reference.names, set(conformed.absent), derived or {})
+    teller.tell(watch)
     for rows, words in _looks(batch):
         part = _watch(batch.take(rows), conformed.matrix[rows], reference, limits, mix_ups or {})
-        untold = [j for j in present if inputs.concept_of(reference.names[j]) not in told]
-        more = _by_concept(part, untold, of_unit=words is None)
-        findings += more if words is None else [replace(f, what=f"{words}: {f.what}") for f in more]
-        told |= {inputs.concept_of(f) for finding in more for f in finding.features}
-    findings = [*conformed.findings, *worst_first(findings)]
+        teller.tell(part, words, of_unit=words is None)
+    findings = [*conformed.findings, *worst_first(teller.findings)]
     table = watch.measured.table
     return Checked(findings, table.assign(finding=_kinds(table, findings)), watch.measured.bins)
+
+
+class _Teller:
+    """Collects findings so that each cause is told once: whole before part, concept before what is computed from it."""
+
+    def __init__(self, names: Sequence[str], absent: set[str], derived: Mapping[str, Sequence[str]]) -> None:
+        present = [j for j, name in enumerate(names) if name not in absent]
+        self.findings: list[Finding] = []
+        self._told: set[str] = set()
+        self._causes = [{inputs.concept_of(name), *derived.get(name, ())} for name in names]
+        self._turns = [
+            [j for j in present if (names[j] in derived) == computed] for computed in (False, True)
+        ]
+
+    def tell(self, watch: _Watch, words: str | None = None, of_unit: bool = False) -> None:
+        """Add what a look finds about causes not yet told; a note does not count as told."""
+        for turn in self._turns:
+            untold = [j for j in turn if self._told.isdisjoint(self._causes[j])]
+            said = _by_concept(watch, untold, of_unit)
+            self.findings += [replace(f, what=f"{words}: {f.what}") if words else f for f in said]
+            loud = [f for f in said if f.severity != NOTE]
+            self._told |= {inputs.concept_of(feature) for f in loud for feature in f.features}
 
 
 def worst_first(findings: list[Finding]) -> list[Finding]:

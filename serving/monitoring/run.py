@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -56,12 +56,14 @@ class Watched:
     threshold : float
         Probability at which the ward is paged.
     gain : mapping of feature to its share of the model's gain
+    derived : mapping of ratio or score to the concepts it is computed from
     """
 
     model_id: str
     profile: Mapping[str, Any]
     threshold: float
     gain: Mapping[str, float]
+    derived: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, bundle: Bundle) -> Watched:
@@ -79,7 +81,10 @@ class Watched:
             )
         booster = bundle.boosters["risk"]
         gain = dict(zip(booster.feature_name(), booster.feature_importance("gain").tolist(), strict=True))
-        return cls(bundle.model_id, bundle.reference, float(bundle.thresholds["alert"]), gain)
+        features = bundle.spec.features
+        names = [*(ratio.name for ratio in features.ratios), *features.scores]
+        derived = {name: features.concept_of(name) for name in names}
+        return cls(bundle.model_id, bundle.reference, float(bundle.thresholds["alert"]), gain, derived)
 
 
 @dataclass(frozen=True)
@@ -211,7 +216,9 @@ def examine(
     reference = Reference.from_profile(watched.profile)
     scored = logged.attempts[logged.attempts["status"] == "scored"].reset_index(drop=True)
     batch = _batch(logged, scored)
-    checked = check_inputs(batch, reference, limits=limits, mix_ups=unit_mix_ups(reference))
+    checked = check_inputs(
+        batch, reference, limits=limits, mix_ups=unit_mix_ups(reference), derived=watched.derived
+    )
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     report, error = _evidently(batch, scored, watched, folder, rng) if evidently else (None, "switched off")

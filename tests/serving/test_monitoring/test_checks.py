@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from serving.monitoring.checks import summarise_drift
+from serving.monitoring.checks import check_inputs, summarise_drift
 from serving.monitoring.findings import Batch, Finding
 from serving.monitoring.inputs import MixUp, mix_ups_from_table, unit_mix_up
 
@@ -80,6 +80,16 @@ def test_a_feed_silent_in_one_unit_is_found_there(ward, check, loud):
     assert finding.features[0].startswith("heart_rate__")
     assert finding.where == "unit East"
     assert abs(finding.since - pd.Timestamp("2026-01-09T12:00Z")) <= pd.Timedelta(hours=2)
+
+
+def test_a_ratio_does_not_repeat_what_its_concept_said(ward, reference):
+    w = ward()
+    w.frame[w.level("lactate")] = np.nan
+    silent = Batch.of(w.frame, stay=w.stay, time=w.time, unit=w.unit)
+    alone = check_inputs(silent, reference)
+    with_ratio = check_inputs(silent, reference, derived={"lactate__mean_6h": ("lactate", "map")})
+    assert [f.features for f in alone.findings] == [("lactate__last", "lactate__mean_6h")]
+    assert [f.features for f in with_ratio.findings] == [("lactate__last",)]
 
 
 def test_sixty_per_cent_missing_is_an_alarm_though_what_is_left_has_not_drifted(ward, check, loud):
