@@ -130,19 +130,24 @@ class _Teller:
         present = [j for j, name in enumerate(names) if name not in absent]
         self.findings: list[Finding] = []
         self._told: set[str] = set()
-        self._causes = [{inputs.concept_of(name), *derived.get(name, ())} for name in names]
+        self._noted: set[str] = set()
+        self._names = names
+        self._causes = {name: {inputs.concept_of(name), *derived.get(name, ())} for name in names}
         self._turns = [
             [j for j in present if (names[j] in derived) == computed] for computed in (False, True)
         ]
 
     def tell(self, watch: _Watch, words: str | None = None, of_unit: bool = False) -> None:
-        """Add what a look finds about causes not yet told; a note does not count as told."""
+        """Add what a look finds about causes not yet told; a note keeps only further notes from being told."""
         for turn in self._turns:
-            untold = [j for j in turn if self._told.isdisjoint(self._causes[j])]
-            said = _by_concept(watch, untold, of_unit)
-            self.findings += [replace(f, what=f"{words}: {f.what}") if words else f for f in said]
-            loud = [f for f in said if f.severity != NOTE]
-            self._told |= {inputs.concept_of(feature) for f in loud for feature in f.features}
+            untold = [j for j in turn if self._told.isdisjoint(self._causes[self._names[j]])]
+            for finding in _by_concept(watch, untold, of_unit):
+                first = finding.features[0]
+                if finding.severity == NOTE and not self._noted.isdisjoint(self._causes[first]):
+                    continue
+                what = f"{words}: {finding.what}" if words else finding.what
+                self.findings.append(replace(finding, what=what))
+                (self._noted if finding.severity == NOTE else self._told).add(inputs.concept_of(first))
 
 
 def worst_first(findings: list[Finding]) -> list[Finding]:
@@ -424,27 +429,39 @@ def _p(p: float) -> str:
     return "< 1e-6" if p < 1e-6 else f"{p:.2g}"
 
 
-def summarise_drift(findings: list[Finding], n_concepts: int, most: int = 8) -> list[Finding]:
-    """When a large part of the inputs has moved, say that, and keep only the largest single drifts.
-
-    Sixty findings of one kind are one finding: these are other patients. The table still holds every feature.
-    """
-    drifts = [f for f in findings if f.kind in ("drift", "missing_less")]
-    if len(drifts) <= most:
-        return findings
-    folded = {id(f) for f in drifts[most:]}
-    together = replace(
-        drifts[0],
-        kind="drift_general",
-        severity=WATCH,
-        what=f"{len(drifts)} of {n_concepts} concepts differ from the training data; the largest are listed, all are "
-        "in the table.",
-        where="all inputs",
-        certainty="each one tested, false discoveries limited to 1 %",
-        action="So many at once mean other patients, another site or another way of charting. Validate the model here "
-        "before it is used for care.",
-        features=tuple(f.features[0] for f in drifts),
+def summarise(findings: list[Finding], n_concepts: int) -> list[Finding]:
+    """Say what is true of many concepts once, and keep only its largest cases. The table still holds every feature."""
+    so_many = (
+        "So many at once mean other patients, another site or another way of charting. Validate the model here "
+        "before it is used for care."
     )
-    kept = [f for f in findings if id(f) not in folded]
-    position = next((i for i, f in enumerate(kept) if f.severity != ALARM), len(kept))
-    return [*kept[:position], together, *kept[position:]]
+    findings = _fold(
+        findings, "drift", (8, 8), f"of {n_concepts} concepts differ from the training data", so_many
+    )
+    more = f"of {n_concepts} concepts are measured more often than where the model was trained"
+    return _fold(
+        findings, "missing_less", (3, 0), more, "Usually harmless; check calibration on these patients."
+    )
+
+
+def _fold(
+    findings: list[Finding], kind: str, limits: tuple[int, int], what: str, action: str
+) -> list[Finding]:
+    """More than the first limit of one kind become one finding; so many as the second says stay beside it."""
+    most, keep = limits
+    alike = [f for f in findings if f.kind == kind]
+    if len(alike) <= most:
+        return findings
+    together = Finding(
+        kind=f"{kind}_general",
+        severity=alike[0].severity,
+        what=f"{len(alike)} {what}: {', '.join(_midway(words(inputs.concept_of(f.features[0]))) for f in alike)}.",
+        where="all inputs",
+        certainty="each one tested, false discoveries held down",
+        action=action,
+        features=tuple(f.features[0] for f in alike),
+    )
+    kept = set(map(id, alike[:keep]))
+    place = findings.index(alike[0])
+    rest = [f for f in findings[place:] if f.kind != kind or id(f) in kept]
+    return [*findings[:place], together, *rest]

@@ -24,7 +24,7 @@ from features.concepts import loader
 from features.errors import DataError, SpecError, WardcastError
 from models.profile import sample
 from serving.monitoring import outputs
-from serving.monitoring.checks import Checked, check_inputs, summarise_drift, worst_first
+from serving.monitoring.checks import Checked, check_inputs, summarise, worst_first
 from serving.monitoring.evidently_report import EvidentlyReport, choose, drift_report
 from serving.monitoring.findings import NOTE, WATCH, Batch, Finding, Limits, Reference
 from serving.monitoring.inputs import MixUp, concept_of, mix_ups_from_table
@@ -240,7 +240,7 @@ def examine(
         attempts=len(logged.attempts),
         scored=len(scored),
         stays=int(scored["encounter_id"].nunique()),
-        findings=tuple(worst_first(summarise_drift(findings, concepts))),
+        findings=tuple(worst_first(summarise(findings, concepts))),
         features=_feature_rows(checked),
         scores=_scores(scored, reference, watched.threshold),
         alerts=_alerts(scored, reference, watched.threshold),

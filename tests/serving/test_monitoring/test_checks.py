@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from serving.monitoring.checks import check_inputs, summarise_drift
+from serving.monitoring.checks import check_inputs, summarise
 from serving.monitoring.findings import Batch, Finding
 from serving.monitoring.inputs import MixUp, mix_ups_from_table, unit_mix_up
 
@@ -215,10 +215,10 @@ def test_many_drifts_are_said_once():
         Finding("drift", "watch", f"{k}", "all units", "sure", "look", features=(f"c{k}__last",))
         for k in range(20)
     ]
-    said = summarise_drift(drifts, 25)
+    said = summarise(drifts, 25)
     assert [f.kind for f in said].count("drift") == 8
-    assert said[0].what.startswith("20 of 25 concepts differ")
-    assert summarise_drift(drifts[:8], 25) == drifts[:8]
+    assert said[0].what.startswith("20 of 25 concepts differ from the training data: c0, c1")
+    assert summarise(drifts[:8], 25) == drifts[:8]
 
 
 def test_a_unit_is_not_guessed_when_the_reference_explains_the_values():
