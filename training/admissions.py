@@ -493,10 +493,10 @@ def evaluation_table(evaluation: dict[str, Any]) -> str:
         f"{f['same_weekday_pinball']:.2f} | {f['crps_skill']:.0%} |"
         for level, f in evaluation["beds"]["by_level"]["tomorrow"].items()
     ]
-    cells = evaluation["beds"]["rpit_cells_miscalibrated"]
+    cells = evaluation["beds"]["rpit"]
     lines += [
         "",
-        f"Cells (level x window) with rPIT W² > 0.461: {cells['w2_above_0.461']} of {cells['cells']}.",
+        f"Cells (level x window x huddle) with rPIT W² > 0.461: {cells['miscalibrated']} of {cells['cells']}.",
     ]
     return "\n".join(lines)
 

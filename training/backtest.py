@@ -179,10 +179,13 @@ def judge(table: pd.DataFrame, seed: int = SEED) -> dict[str, Any]:
         str(window): {str(level): _figures(rows) for level, rows in some.groupby("level", sort=False)}
         for window, some in needed.groupby("window", sort=False)
     }
-    cells = needed.groupby(["level", "window"])["pit"].apply(
+    clock = needed["at"].dt.strftime(
+        "%H:%M"
+    )  # one forecast a day in each cell: those of one day are not independent
+    cells = needed.groupby(["level", "window", clock])["pit"].apply(
         lambda p: cramer_von_mises(p.to_numpy("float64"))
     )
-    out["rpit_cells_miscalibrated"] = {"cells": len(cells), "w2_above_0.461": int((cells > 0.461).sum())}
+    out["rpit"] = {"cells": len(cells), "miscalibrated": int((cells > 0.461).sum())}
     return out
 
 
