@@ -84,7 +84,7 @@ def test_the_curl_examples_do_what_they_say(service: tuple[Path, str]) -> None:
     told, risk, score = answers
     assert {v["verdict"] for v in [*told["encounters"], *told["events"]]} == {"accepted"}, told
     assert told["counts"]["set_aside"] == 0, told
-    assert [s["status"] for s in told["scored"]] == ["scored"]
+    assert told["scored"] == 1, told
     assert risk["status"] == score["status"] == "scored"
     for answer in (risk, score):
         assert 0 < answer["probability"] < 1
@@ -105,13 +105,13 @@ def test_every_route_of_the_readme_is_there(service: tuple[Path, str]) -> None:
     folder, address = service
     token = (folder / "var" / "token").read_text().strip()
     table = README.split("| Route | What |")[1].split("\n\n")[0]
-    routes = re.findall(r"`(?:(GET|POST) )?(/[\w/]+)", table)
+    routes = re.findall(r"`(?:(GET|POST) )?(/[\w/.-]+)", table)
     assert len(routes) > 12
     with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
         for method, path in routes:
-            # 422 is an answer of the route: what it needs was not sent.
+            # 415 and 422 are answers of the route too: what it needs was not sent.
             status = client.request(method or "GET", path).status_code
-            assert status not in (401, 403, 404, 405, 500), (method, path, status)
+            assert status in (200, 303, 415, 422), (method, path, status)
 
 
 def test_every_command_of_the_readme_is_understood() -> None:
