@@ -72,11 +72,10 @@ def train(
     sepsis: --source physionet2019 --input DIR, or --source synthetic.
     admissions: --source visits --input FILE, or --source synthetic.
     """
-    if product is Product.sepsis:
-        from training.sepsis import train as train_product
-    else:
-        from training.admissions import train as train_product
-    result = train_product(source, input, spec=spec, output=output, register=register, threads=threads)
+    from importlib import import_module
+
+    trainer = import_module(f"training.{product.value}")
+    result = trainer.train(source, input, spec=spec, output=output, register=register, threads=threads)
     out.print(result.summary())
 
 
