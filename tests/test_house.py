@@ -10,10 +10,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import tomllib
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -197,6 +201,7 @@ def test_every_make_command_of_the_readme_exists() -> None:
 
 HELP_OF_EVERYTHING = """
 import sys
+import time
 import cli
 import typer.main
 from typer.testing import CliRunner
@@ -338,3 +343,65 @@ def test_importing_everything_reaches_no_other_machine(watched: tuple[dict[str, 
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert log.read_text() == ""
+
+
+@pytest.mark.slow
+def test_training_serving_and_monitoring_reach_no_other_machine(
+    watched: tuple[dict[str, str], Path], tmp_path: Path
+) -> None:
+    env, log = watched
+    port = free_port()
+    env = env | {"WARDCAST_VAR": str(tmp_path / "var"), "WARDCAST_PORT": str(port)}
+    wardcast = [sys.executable, str(ROOT / "cli.py")]
+
+    def run(*words: object) -> str:
+        done = subprocess.run(
+            [*wardcast, *map(str, words)], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    small = ROOT / "tests" / "golden" / "small_sepsis.toml"
+    run("train", "sepsis", "--source", "synthetic", "--spec", small, "--threads", 1)
+    server = subprocess.Popen(
+        [*wardcast, "serve", "--model", "models:/sepsis@challenger"],
+        cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        client = patient_client(port, server, tmp_path / "var")
+        with client:
+            assert client.post("/v1/events", json=one_patient()).json()["scored"] == 1
+            for page in ("/worklist", "/patient?encounter=E", "/beds", "/monitor", "/model", "/metrics"):
+                assert client.get(page).status_code in (200, 503), page
+    finally:
+        server.terminate()
+        server.wait(60)
+    run("monitor")
+    assert log.read_text() == ""
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def patient_client(port: int, server: subprocess.Popen[bytes], var: Path) -> httpx.Client:
+    """A client of the service, once it is ready."""
+    for _ in range(600):
+        assert server.poll() is None, "the service ended before it was ready"
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+                break
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    headers = {"Authorization": f"Bearer {(var / 'token').read_text().strip()}"}
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60)
+
+
+def one_patient() -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat()
+    encounter = {"encounter_id": "E", "encounter_class": "icu", "age_years": 70, "icu_admission_time": now}
+    event = {"encounter_id": "E", "concept": "heart_rate", "time": now, "value": 110}
+    return {"encounters": [encounter], "events": [event]}
