@@ -147,7 +147,6 @@ def forecast_beds(
 ) -> None:
     """Write the bed forecast as one self-contained page."""
     from serving.reports.beds import forecast_report
-
     from serving.settings import Settings
 
     report = forecast_report(Settings.from_env(), at=at, visits=visits, output=output)

@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from serving.answers import Refusal
 from serving.api import acknowledge_alert
+from serving.guard import COOKIE
 from serving.pages import views
 from serving.schemas import AcknowledgeRequest
 from serving.scoring import Scorer
-from serving.guard import COOKIE
 from serving.security.identity import LONGEST_US, end_session, start_session
 from serving.state import Wardcast, of, wall_us
 from serving.store import audit
