@@ -299,7 +299,8 @@ def evaluate_file(
     if not parts:
         raise DataError(f"{input} holds no rows. Give a file with at least one patient-hour.")
     rows = pd.concat(parts)
-    evaluation = evaluate(judged_rows(rows, labels[rows.index.to_numpy()], bundle))
+    judged = judged_rows(rows, labels[rows.index.to_numpy()], bundle)
+    evaluation = evaluate(judged, bundle.spec.section("training").get("replicates", REPLICATES))
     evaluation["data"] = {"name": input.name, "rows": len(rows), "model_id": bundle.model_id}
     output = output or _reports() / f"evaluation-{bundle.model_id.replace('@', '-')}-{input.stem}.json"
     output.parent.mkdir(parents=True, exist_ok=True)

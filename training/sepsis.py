@@ -116,7 +116,8 @@ def _fit_and_write(
     with _stage(bars, "cross-validating", training["folds"]) as task:
         raw = out_of_fold(cohort, fold, spec, threads, lambda: bars.advance(task))
     with _stage(bars, "judging, with patient bootstraps"):
-        evaluation = evaluate(judge(cohort, raw, fold, spec)) | {"method": _method(training)}
+        judged = judge(cohort, raw, fold, spec)
+        evaluation = evaluate(judged, training["replicates"]) | {"method": _method(training)}
     with _stage(bars, "fitting on everyone"):
         booster = fit(cohort, cohort.scored, spec, threads)
     with _stage(bars, "writing the bundle"):

@@ -22,6 +22,7 @@ from training.plots import figures
 
 REPO: Final = Path(__file__).resolve().parent.parent
 RELEASED: Final = "released:"
+URI: Final = "MLFLOW_TRACKING_URI"
 MOST_METRICS: Final = 400
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,7 +49,7 @@ def var() -> Path:
 
 def tracking_uri() -> str:
     """Where runs are kept: ``MLFLOW_TRACKING_URI``, else SQLite under ``var/``."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{var() / 'mlflow.db'}"
+    return os.environ.get(URI) or f"sqlite:///{var() / 'mlflow.db'}"
 
 
 def _mlflow() -> Any:
@@ -63,7 +64,10 @@ def _mlflow() -> Any:
             "MLflow is not installed. Install wardcast[training], or train with --no-register."
         ) from None
     var().mkdir(parents=True, exist_ok=True)
+    chosen = os.environ.get(URI)
     mlflow.set_tracking_uri(tracking_uri())
+    if chosen is None:
+        os.environ.pop(URI, None)  # MLflow sets it for child processes, and we would take it for a user's choice
     return mlflow
 
 
@@ -74,7 +78,7 @@ def _run(experiment: str, run_name: str, tags: Mapping[str, str]) -> Iterator[An
     client = mlflow.MlflowClient()
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        home = None if "MLFLOW_TRACKING_URI" in os.environ else (var() / "mlartifacts").as_uri()
+        home = None if os.environ.get(URI) else (var() / "mlartifacts").as_uri()
         identity = client.create_experiment(experiment, artifact_location=home)
     else:
         identity = found.experiment_id
