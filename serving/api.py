@@ -26,6 +26,7 @@ from serving.ingest.events import (
     receive,
     sort_out,
     tabulate,
+    times_ahead,
     told,
 )
 from serving.rounds import Logged, current, score_stored
@@ -33,7 +34,6 @@ from serving.schemas import AcknowledgeRequest, ErrorAnswer, EventBody, EventsRe
 from serving.scoring import Explain, Score, Scorer, pack, record
 from serving.state import of, wall_us
 from serving.store import facts, log
-from serving.store.tables import ENCOUNTER_TIMES
 
 STATELESS = "stateless"
 TOLD = 6
@@ -145,7 +145,7 @@ def _usable(
 
 def _ahead(encounter: dict[str, Any], when: int) -> list[dict[str, Any]]:
     """Times of the encounter that lie after the prediction; the score does not know them."""
-    late = [name for name in ENCOUNTER_TIMES if (encounter.get(name) or when) > when]
+    late = times_ahead(encounter, when)
     return [{"field": f"encounter.{name}", "reason": AFTER[0], "remedy": AFTER[2]} for name in late]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from features.clean import clean
 from features.clock import from_micros
 from features.events import EVENT_COLUMNS, encounter_events
 from features.windows import FlatEvents
@@ -30,6 +31,7 @@ Facts = Mapping[str, Any]
 """What is known of an encounter: its identities and ``ENCOUNTER_FACTS``, times as microseconds."""
 
 MANY: Final = 1_000_000
+LATEST: Final = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Scorer:
         """
         if not encounters:
             return []
-        flat = self.flatten(encounters, events, now)
+        flat = self.flatten(encounters, events)
         matrix = self.features(flat, encounters, now)
         classes, ages = _population(encounters)
         statuses = assess(classes, ages, recent_vitals(matrix, self.bundle.spec), self.bundle.spec)
@@ -137,11 +139,14 @@ class Scorer:
         self.score([nobody], event_table([]), 0)
         self.bundle.contributions(np.full((1, len(self.bundle.feature_names)), np.nan, dtype=np.float32))
 
-    def flatten(self, encounters: Sequence[Facts], events: pd.DataFrame, now: int) -> FlatEvents:
-        """The events that features read, and what encounters say of their patients, as flat arrays."""
+    def flatten(self, encounters: Sequence[Facts], events: pd.DataFrame) -> FlatEvents:
+        """The events that features read, and what encounters say of their patients, as flat arrays.
+
+        What an encounter says is dated at the admission, and gated by that date like every other event.
+        """
         rows = [tuple(e.get(name) for name in KNOWN_COLUMNS) for e in encounters]
-        about = encounter_events(encounter_table(rows, now))
-        together = pd.concat([_plain(events), about], ignore_index=True) if len(events) else about
+        about, _ = clean(encounter_events(encounter_table(rows, LATEST)))
+        together = pd.concat([_plain(events), _plain(about)], ignore_index=True) if len(events) else about
         return self.bundle.spec.features.flatten(together)
 
     def features(self, flat: FlatEvents, encounters: Sequence[Facts], now: int) -> npt.NDArray[np.float32]:
