@@ -134,7 +134,7 @@ def sepsis_card(
         "## The clock in these data\n\n" + _clock(evaluation),
         "## What moves the score\n\n" + _influence(spec, influence),
         "## Probability, alert and page\n\n" + _decision(decision),
-        "## How far to trust it\n\n" + _limits(data),
+        "## How far to trust it\n\n" + _limits(data, evaluation),
         "## Citation\n\n" + data["citation"],
     ]
     return "\n\n".join(sections) + "\n"
@@ -222,19 +222,43 @@ def _decision(decision: Table) -> str:
     )
 
 
-def _limits(data: Table) -> str:
-    lines = [
-        "**Another hospital is another matter.** Models of this kind, trained at one of these hospitals and tested "
-        "at the other, kept well under half of their utility in the first 48 h and lost their calibration. Run it "
-        "silently, judge it with `wardcast evaluate` on local patients, and recalibrate before anyone is paged.",
-        "Onset is the earlier of organ dysfunction and suspicion as recorded afterwards (antibiotics and cultures), "
-        "so the label follows clinicians' behaviour; 426 septic stays of the full data are positive in their first "
-        "hour, where no warning was possible.",
-        "The data are hourly and begin with intensive care. Values before it, minute-wise monitors or other "
-        "laboratories' units and habits change what the features mean; units are converted, habits cannot be.",
-        "No race, language or social data were available; fairness was not measured beyond hospital. There are no "
-        "dates, so nothing is known of how it ages.",
-    ]
+def _limits(data: Table, evaluation: Table) -> str:
     if data["source"] == "synthetic":
-        lines = ["Not at all, beyond showing that training, scoring and monitoring run."]
-    return "\n\n".join(lines)
+        return "Not at all, beyond showing that training, scoring and monitoring run."
+    return "\n\n".join(
+        [
+            _elsewhere(evaluation.get("transfer", [])),
+            "Onset is the earlier of organ dysfunction and suspicion as recorded afterwards (antibiotics and "
+            "cultures), so the label follows clinicians' behaviour. Some septic stays are positive in their first "
+            "hour, where no warning was possible; they count as missed.",
+            "The data are hourly and begin with intensive care. Measurements from before it, or other habits of "
+            "measuring, change what counts and times since the last measurement mean; units are converted, habits "
+            "cannot be.",
+            "No race, language or social data were available; fairness was not measured beyond hospital. There are no "
+            "dates, so nothing is known of how it ages.",
+        ]
+    )
+
+
+def _elsewhere(transfer: Sequence[Table]) -> str:
+    text = (
+        "**Another hospital is another matter.** Run it silently, judge it with `wardcast evaluate` on local "
+        "patients, and recalibrate before anyone is paged."
+    )
+    if not transfer:
+        return text + " How the recipe travels from one hospital to another was not measured."
+    shown = ("utility", "auroc", "auprc", "ici", "slope", "observed_expected")
+    rows = [
+        [
+            row["trained_on"],
+            row["tested_on"],
+            row["hours"],
+            *(number(row["measures"][m], MEASURES[m][1]) for m in shown),
+        ]
+        for row in transfer
+    ]
+    head = ["Trained at", "Tested at", "Hours", *(MEASURES[m][0] for m in shown)]
+    return (
+        f"{text} The same recipe, fitted, calibrated and thresholded at one hospital and tested on all patients of the "
+        f"other:\n\n{markdown(head, rows)}"
+    )

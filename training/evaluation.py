@@ -98,8 +98,13 @@ def _strata(judged: Judged) -> Iterator[tuple[str, str, Bools]]:
     every = np.ones(len(judged.label), dtype=np.bool_)
     groups = [("all", every)] + ([(s, np.asarray(judged.site == s)) for s in sites] if len(sites) > 1 else [])
     for name, rows in groups:
-        yield name, "all", rows
-        yield name, f"<= {EARLY_H}", rows & (judged.hour <= EARLY_H)
+        for hours, band in bands(judged.hour):
+            yield name, hours, rows & band
+
+
+def bands(hour: Floats) -> list[tuple[str, Bools]]:
+    """All hours, and the first 48 in intensive care, by name."""
+    return [("all", np.ones(len(hour), dtype=np.bool_)), (f"<= {EARLY_H}", np.asarray(hour <= EARLY_H))]
 
 
 def _described(judged: Judged, rows: Bools) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from features.errors import DataError
 from models import metrics
 from models.bundle import Bundle, write_bundle
 from models.calibration import Calibrator, choose
@@ -30,7 +31,7 @@ from models.decision import AlertPolicy
 from models.profile import profile
 from models.spec import Spec
 from training.cohort import Cohort, read_cohort
-from training.evaluation import RIVALS, Judged, clean_json, evaluate, page_rows
+from training.evaluation import RIVALS, Judged, bands, clean_json, evaluate, page_rows
 from training.splits import patient_folds
 
 Floats = npt.NDArray[np.float64]
@@ -118,6 +119,8 @@ def _fit_and_write(
     with _stage(bars, "judging, with patient bootstraps"):
         judged = judge(cohort, raw, fold, spec)
         evaluation = evaluate(judged, training["replicates"]) | {"method": _method(training)}
+    with _stage(bars, "from one hospital to the other"):
+        evaluation["transfer"] = transfer(cohort, fold, spec, threads)
     with _stage(bars, "fitting on everyone"):
         booster = fit(cohort, cohort.scored, spec, threads)
     with _stage(bars, "writing the bundle"):
@@ -233,6 +236,46 @@ def judge(cohort: Cohort, raw: Floats, fold: Ints, spec: Spec) -> Judged:
             rival_alarms[name][mine] = score[mine] >= decided.rivals[name]
     rivals = {name: (columns[name], rival_alarms[name]) for name in columns}
     return Judged(cohort.patient, cohort.hour, cohort.label, cohort.site, probability, alarm, page, rivals)
+
+
+def transfer(cohort: Cohort, fold: Ints, spec: Spec, threads: int) -> list[dict[str, Any]]:
+    """What the same recipe reaches at a hospital it has seen nothing of; empty with one hospital only.
+
+    Fitted on the other hospitals' patients but for fold 0, which calibrates and sets the threshold; then the whole
+    hospital is tested. Left out where those have too few outcomes to calibrate on.
+    """
+    sites = np.unique(cohort.site.astype(str))
+    gain = metrics.utility_gain(cohort.patient, cohort.hour, cohort.label)
+    rows: list[dict[str, Any]] = []
+    for site in sites if len(sites) > 1 else []:
+        here = np.asarray(cohort.site == site)
+        try:
+            probability, alarm = _from_elsewhere(cohort, here, fold, spec, threads)
+        except DataError:
+            continue
+        scored = metrics.Scored(cohort.patient, cohort.label, probability, alarm, gain)
+        for hours, band in bands(cohort.hour):
+            about = {
+                "trained_on": ", ".join(s for s in sites if s != site),
+                "tested_on": site,
+                "hours": hours,
+            }
+            rows.append(about | {"measures": scored.where(here & band).measure()})
+    return list(clean_json(rows))
+
+
+def _from_elsewhere(
+    cohort: Cohort, here: Bools, fold: Ints, spec: Spec, threads: int
+) -> tuple[Floats, Bools]:
+    """Probabilities and alarms for the patients of one hospital from a model of the others."""
+    held = ~here & (fold == 0)
+    booster = fit(cohort, ~here & ~held, spec, threads)
+    raw = np.full(len(fold), np.nan)
+    used = cohort.scored & (here | held)
+    raw[used] = booster.predict(cohort.matrix[used], raw_score=True, num_threads=threads)
+    decided = decide(cohort, raw, cohort.patient % spec.section("training")["folds"], held, spec)
+    probability = decided.calibrator.apply(raw)
+    return probability, probability >= decided.utility
 
 
 def _method(training: dict[str, Any]) -> str:
