@@ -89,7 +89,7 @@ class Limits:
 
     min_effective: float = 30.0
     min_stays: int = 20
-    discovery_rate: float = 0.005
+    discovery_rate: float = 0.001
     psi: float = 0.2
     ks: float = 0.25
     missing: float = 0.10

@@ -26,9 +26,6 @@ from serving.monitoring.statistics import (
 ALMOST_ALWAYS: Final = 0.95
 """Nothing is measured in everyone: one patient without a heart rate is not yet a broken interface."""
 
-MISSING_TOGETHER: Final = 0.2
-"""What is measured is decided patient by patient: rows of a stay are taken to be at least this alike in it."""
-
 LEVEL_STATISTICS: Final = ("last", "first", "min", "max", "mean", "twmean")
 """Statistics that carry their concept's unit, so that a wrong unit shows in them undistorted."""
 
@@ -232,7 +229,7 @@ def _pearson(share: Floats, expected: Floats, sizes: tuple[float, float], resolu
 
 
 def _missing_q(known: Bools, batch: Batch, reference: Reference, limits: Limits) -> Floats:
-    n = len(known) / design_effect(known.astype(np.float32), batch.stay, MISSING_TOGETHER)
+    n = len(known) / design_effect(known.astype(np.float32), batch.stay)
     p = proportion_probability(1 - known.mean(axis=0), n, reference.missing, reference.n)
     judged = (n >= limits.min_effective) & (batch.n_stays >= limits.min_stays)
     return false_discovery(np.where(judged, p, np.nan))

@@ -29,7 +29,7 @@ CLINICAL_REASONS: Final = ("insufficient_data",)
 """A fault only when there is a lot of it."""
 
 RECENT: Final = timedelta(hours=24)
-SURE: Final = 0.001
+SURE: Final = 1e-4
 
 
 def score_histogram(probability: Floats, reference: Reference) -> Floats:

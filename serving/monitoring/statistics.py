@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
-def design_effect(values: npt.NDArray[np.floating], stays: Ints, at_least: float = 0.05) -> Floats:
+def design_effect(values: npt.NDArray[np.floating], stays: Ints, at_least: float = 0.2) -> Floats:
     """How many rows weigh as much as one independent row (Kish 1965), per column.
 
     Parameters
@@ -23,7 +23,8 @@ def design_effect(values: npt.NDArray[np.floating], stays: Ints, at_least: float
     values : shape (n_rows, n_columns), NaN = missing; missing rows do not count.
     stays : shape (n_rows,), any integers; rows with equal integers belong together.
     at_least : float
-        Likeness of one stay's rows (ICC) that is assumed even where these few stays show less.
+        Likeness of one stay's rows (ICC) that is assumed even where these few stays show less: what is measured,
+        and most of what is found, is decided patient by patient, and a rare thing nobody here has looks alike in all.
 
     Returns
     -------
