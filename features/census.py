@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.clock import UTC_US, micros
+from features.clock import HOUR_US, UTC_US, micros
 
 Ints = npt.NDArray[np.int64]
 
@@ -74,14 +74,10 @@ def _holidays(place: str, years: Sequence[int]) -> list[date]:
 
 def hourly_counts(times: pd.Series, hours: pd.Series) -> Ints:
     """How many of ``times`` fall into each of the consecutive ``hours`` (closed, then open); empty times are none."""
-    edges = (
-        np.append(micros(hours), micros(hours.iloc[-1:]) + 3_600_000_000)
-        if len(hours)
-        else np.zeros(1, "int64")
-    )
-    return np.asarray(
-        np.histogram(micros(times.dropna()), bins=edges)[0] if len(hours) else edges[:0], "int64"
-    )
+    if hours.empty:
+        return np.zeros(0, "int64")
+    edges = np.append(micros(hours), micros(hours.iloc[-1:]) + HOUR_US)
+    return np.asarray(np.diff(np.searchsorted(np.sort(micros(times.dropna())), edges, side="left")), "int64")
 
 
 def hourly_counts_by(

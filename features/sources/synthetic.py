@@ -334,7 +334,7 @@ def _illness(stays: pd.DataFrame, septic_share: float, rng: np.random.Generator)
     hours = np.clip(np.exp(rng.normal(np.log(ICU_STAY_H[0]), ICU_STAY_H[1], n)), 8, 240)
     after = np.clip(np.exp(rng.normal(np.log(50), 0.6, n)), 12, 200)
     shares = {"bleeding": 0.06, "fibrillation": 0.08, "kidney": 0.13, "liver": 0.05, "lung": 0.12}
-    chance = {"fever": np.where(stays["surgical"], 0.3, 0.05) * ~septic} | {
+    chance = {"fever": np.where(stays["surgical"], 0.4, 0.15) * ~septic} | {
         k: np.full(n, v) for k, v in shares.items()
     }
     return stays.assign(

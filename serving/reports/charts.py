@@ -19,7 +19,7 @@ def scale_top(values: Sequence[float]) -> float:
     return float(top)
 
 
-def range_bar(counts: Counts, top: float, width: int = 150, known: int = 0, height: int = 20) -> Markup:
+def range_bar(counts: Counts, top: float, width: int = 118, known: int = 0, height: int = 20) -> Markup:
     """90 % range light, middle half dark, median a line; a tick below for what is known already."""
     x5, x25, x50, x75, x95 = (_place(counts.quantile(level), 0, top, width) for level in SPREAD)
     mid = height / 2
@@ -38,7 +38,7 @@ def range_bar(counts: Counts, top: float, width: int = 150, known: int = 0, heig
     )
 
 
-def net_bar(counts: Counts, reach: float, width: int = 110, height: int = 20) -> Markup:
+def net_bar(counts: Counts, reach: float, width: int = 84, height: int = 20) -> Markup:
     """The net position around zero: to the right more beds are taken, to the left beds come free."""
     x5, x25, x50, x75, x95 = (_place(counts.quantile(level), -reach, reach, width) for level in SPREAD)
     zero, mid = width / 2, height / 2
@@ -53,7 +53,7 @@ def net_bar(counts: Counts, reach: float, width: int = 110, height: int = 20) ->
     )
 
 
-def parts_bar(parts: Sequence[float], top: float, width: int = 130, height: int = 20) -> Markup:
+def parts_bar(parts: Sequence[float], top: float, width: int = 92, height: int = 20) -> Markup:
     """What the expected need is made of, stacked: known, in the ED, to come, planned."""
     names = ("known", "in_ed", "to_come", "planned")
     x, drawn = 0.0, []
