@@ -41,6 +41,7 @@ seed = 5
 replicates = 20
 rounds = 15
 keep = 0.5
+utility_share = 0.5
 boost = { learning_rate = 0.2, num_leaves = 7, min_data_in_leaf = 20 }
 simulated_days = 20
 simulated_seed = 1

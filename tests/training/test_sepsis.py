@@ -66,6 +66,25 @@ def test_a_fold_is_scored_by_a_booster_that_never_saw_it(cohort, fold, small_spe
     assert not np.array_equal(one[~mine], two[~mine], equal_nan=True)
 
 
+def test_two_targets_in_one_loss_are_the_sum_of_two_losses(cohort):
+    """Weighted cross-entropy of the blend equals share-weighted cross-entropies of label and alarm, for any score."""
+    rows = np.flatnonzero(cohort.scored)[:500]
+    target, weight = sepsis.blended(cohort, rows, share=0.3)
+    gain = metrics.utility_gain(cohort.patient, cohort.hour, cohort.label)[rows]
+    stake = np.abs(gain) / np.abs(gain).mean()
+    p = np.random.default_rng(1).uniform(0.01, 0.99, len(rows))
+
+    def loss(y: np.ndarray, w: np.ndarray) -> float:
+        return float(-(w * (y * np.log(p) + (1 - y) * np.log(1 - p))).sum())
+
+    assert loss(target, weight) == pytest.approx(
+        0.7 * loss(cohort.label[rows], 1 + 0 * p) + 0.3 * loss(gain > 0, stake)
+    )
+    label_alone, equal = sepsis.blended(cohort, rows, share=0.0)
+    assert label_alone.tolist() == cohort.label[rows].tolist()
+    assert (equal == 1).all()
+
+
 def test_thresholds_of_a_fold_come_from_the_others(cohort, fold, small_spec):
     """A fold's own outcomes decide neither its probabilities nor its alarms."""
     from dataclasses import replace
