@@ -69,7 +69,7 @@ def drift_report(
     ----------
     current, reference : DataFrame
         May lack columns, hold text, be empty. Values of ``current`` beyond the reference's range are drawn in to its
-        ends: a profile keeps no extremes, and our own checks look at those.
+        ends: a profile keeps no extremes, and our own checks look at those. Its columns are shuffled apart.
     columns : names wanted, most important first
     title : str
         Such as the model's identity; appears in the report's metadata.
@@ -86,11 +86,19 @@ def drift_report(
         then = then[list(now.columns)]
     folder.mkdir(parents=True, exist_ok=True)
     html, plain = folder / "evidently.html", folder / "evidently.json"
-    metrics = _run(now.clip(then.min(), then.max(), axis=1), then, title, html)
+    metrics = _run(unlinked(now.clip(then.min(), then.max(), axis=1), rng), then, title, html)
     plain.write_text(json.dumps({"title": title, "metrics": metrics, "left_out": left_out}, indent=1) + "\n")
     drift = {m["column"]: m["value"] for m in metrics if m["column"]}
     drifted = tuple(c for c, value in drift.items() if value >= THRESHOLD)
     return EvidentlyReport(html, plain, drift, drifted, left_out, len(now))
+
+
+def unlinked(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Shuffle each column by itself: margins stay, patients and their course cannot be read off the report's plots.
+
+    Reports are kept in plain files and in MLflow, and a plot over few rows shows single values.
+    """
+    return pd.DataFrame({c: rng.permutation(table[c].to_numpy()) for c in table.columns})
 
 
 def usable(

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from serving.monitoring import run as run_module
-from serving.monitoring.evidently_report import choose, drift_report, usable
+from serving.monitoring.evidently_report import choose, drift_report, unlinked, usable
 from serving.monitoring.metrics import gauges
 from serving.monitoring.result import MonitorResult, last_result
 from serving.monitoring.run import Logged, reference_sample
@@ -170,6 +170,14 @@ def test_evidently_gets_only_what_it_can_take():
         "f": "absent from the predictions",
         "g": "absent from the predictions",
     }
+
+
+def test_no_patient_can_be_followed_through_the_report():
+    table = pd.DataFrame({"a": np.arange(500.0), "b": np.arange(500.0)})
+    shuffled = unlinked(table, np.random.default_rng(0))
+    assert sorted(shuffled["a"]) == sorted(shuffled["b"]) == list(range(500))
+    assert abs(shuffled["a"].corr(shuffled["b"])) < 0.15
+    assert abs(shuffled["a"].corr(table["a"])) < 0.15
 
 
 def test_nothing_usable_is_no_report_and_no_error(tmp_path):
