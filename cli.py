@@ -76,7 +76,7 @@ def train(
 
     trainer = import_module(f"training.{product.value}")
     result = trainer.train(source, input, spec=spec, output=output, register=register, threads=threads)
-    out.print(result.summary())
+    _tell(result.summary())
 
 
 @app.command()
@@ -90,7 +90,7 @@ def score(
     """Score every row of a file, using at each hour only that hour and earlier ones."""
     from training.evaluation import score_file
 
-    out.print(score_file(product.value, source, input, output, model).summary())
+    _tell(score_file(product.value, source, input, output, model).summary())
 
 
 @app.command()
@@ -104,7 +104,7 @@ def evaluate(
     """Print the evaluation table of any model on any file, with patient-bootstrap intervals."""
     from training.evaluation import evaluate_file
 
-    out.print(evaluate_file(product.value, source, input, model, output).summary())
+    _tell(evaluate_file(product.value, source, input, model, output).summary())
 
 
 @app.command()
@@ -150,7 +150,7 @@ def forecast_beds(
     from serving.settings import Settings
 
     report = forecast_report(Settings.from_env(), at=at, visits=visits, output=output)
-    out.print(report.summary())
+    _tell(report.summary())
 
 
 @app.command()
@@ -171,7 +171,7 @@ def monitor(
         from training.tracking import log_monitor
 
         log_monitor(result.metrics, result.artifacts)
-    out.print(result.summary())
+    _tell(result.summary())
 
 
 @app.command()
@@ -183,9 +183,14 @@ def demo(
     """Run a simulated hospital through the whole service, and say what came of it."""
     var = Path(os.environ.setdefault("WARDCAST_VAR", "var/demo")).absolute()  # before training reads it too
     from serving.demo import run_demo
-    from training.demo import train_demo_models
 
-    run_demo(train_demo_models, var=var, days=days, seed=seed, keep_running=keep_running)
+    training = [sys.executable, "-m", "training.demo"]
+    run_demo(training, var=var, days=days, seed=seed, keep_running=keep_running)
+
+
+def _tell(text: str) -> None:
+    """Print as it is: tables keep their lines, whatever the width of the terminal."""
+    out.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def main() -> None:

@@ -14,11 +14,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ from serving.store.store import Store
 FIRST_DAY: Final = datetime(2026, 1, 5, tzinfo=UTC)
 """A Monday. The demo's calendar is fixed, so that the same seed tells the same story."""
 HISTORY_DAYS: Final = 42
+ICU_BEDS: Final = 24
 USEFUL_LEAD: Final = timedelta(hours=24)
 """An alert counts as true when sepsis begins within a day of it."""
 BATCH: Final = 5_000
@@ -102,28 +103,28 @@ def tally(alerts: pd.DataFrame, truth: pd.DataFrame, since: pd.Timestamp, patien
     )
 
 
-def run_demo(train: Callable[[], list[str]], *, var: Path, days: int, seed: int, keep_running: bool) -> None:
+def run_demo(training: Sequence[str], *, var: Path, days: int, seed: int, keep_running: bool) -> None:
     """Simulate, serve, stream, tally, forecast, monitor; then leave the service up until Ctrl-C.
 
     Parameters
     ----------
-    train : callable
-        Trains and logs the demo's models, once the stream is through. Handed in: serving never imports training.
+    training : command
+        Trains and logs the demo's models while the hospital streams in. A process of its own: serving knows nothing of
+        training.
     var : Path
         Where the demo keeps its state; what an earlier demo left there is replaced.
     """
     started = time.monotonic()
     settings = _fresh_settings(var)
     start = FIRST_DAY + timedelta(days=HISTORY_DAYS)
-    with ThreadPoolExecutor(1) as pool, _service(settings) as server:
+    with _service(settings) as server, _trainer(training, settings) as trainer:
         with console.status(f"Simulating {HISTORY_DAYS + days} days of a hospital"):
-            hospital = simulate(HISTORY_DAYS + days, seed, FIRST_DAY)
+            hospital = simulate(HISTORY_DAYS + days, seed, FIRST_DAY, icu_beds=ICU_BEDS)
         _say(f"Simulated a hospital: {len(hospital.visits):,} visits, {len(hospital.events):,} observations.")
         _wait_ready(settings, server)
-        training = pool.submit(train)
         _stream(settings, hospital, start, days)
         _report(settings, hospital, start, start + timedelta(days=days))
-        _models(training)
+        _models(trainer, settings)
         _say(f"Done in {time.monotonic() - started:.0f} s.")
         _farewell(settings)
         if keep_running:
@@ -172,6 +173,20 @@ def _service(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
             server.wait(20)
         except subprocess.TimeoutExpired:
             server.kill()
+
+
+@contextmanager
+def _trainer(command: Sequence[str], settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """Training beside the stream, a little less urgent than the service."""
+    with (settings.var / "training.log").open("wb") as log:
+        trainer = subprocess.Popen(  # noqa: S603  # our own command, no shell
+            list(command), stdout=subprocess.PIPE, stderr=log, preexec_fn=partial(os.nice, 10)
+        )
+    try:
+        yield trainer
+    finally:
+        trainer.kill()
+        trainer.wait()
 
 
 def _wait_ready(settings: Settings, server: subprocess.Popen[bytes]) -> None:
@@ -285,10 +300,12 @@ def _report(settings: Settings, hospital: Hospital, start: datetime, end: dateti
     _say(result.summary())
 
 
-def _models(training: Future[list[str]]) -> None:
+def _models(trainer: subprocess.Popen[bytes], settings: Settings) -> None:
     with console.status("Training both models on the simulated hospital"):
-        lines = training.result()
-    for line in lines:
+        lines, _ = trainer.communicate()
+    if trainer.returncode != 0:
+        raise ConfigError(f"Training did not finish; its last words are in {settings.var / 'training.log'}.")
+    for line in lines.decode().splitlines():
         _say(line)
 
 

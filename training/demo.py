@@ -1,4 +1,8 @@
-"""What the demo trains: both products on the simulated hospital, beside the released sepsis model."""
+"""What the demo trains: both products on the simulated hospital, beside the released sepsis model.
+
+A program of its own (``python -m training.demo``), so that it can train while the service is busy with the stream.
+Progress goes to standard error; standard output has a line about each model.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,18 @@ from training import admissions, sepsis, tracking
 RELEASED_SEPSIS = Path(__file__).resolve().parent.parent / "models" / "sepsis" / "released"
 
 
-def train_demo_models() -> list[str]:
-    """Train small models on simulated patients and record the released one; returns a line about each.
+def main() -> None:
+    """Record the released sepsis model as champion, then train both products on simulated patients.
 
-    The released sepsis model (real patients) becomes champion. What is trained here on simulated patients is a
-    challenger: it shows the way, not skill.
+    What is trained here is a challenger: it shows the way, not skill. The released model learned from real patients.
     """
     tracking.log_bundle(
         RELEASED_SEPSIS, run_name="released", alias="champion", tags={"origin": "released bundle"}
     )
-    challenger = sepsis.train("synthetic", None, spec=None, output=None, register=True, threads=2)
-    beds = admissions.train("synthetic", None, spec=None, output=None, register=True, threads=2)
-    return [challenger.headline, beds.headline]
+    for product in (sepsis, admissions):
+        result = product.train("synthetic", None, spec=None, output=None, register=True, threads=1)
+        print(f"Simulated patients only: {result.headline}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
