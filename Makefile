@@ -8,7 +8,8 @@ BIN := .venv/bin
 # Some build environments export these; both would change what runs here.
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH
 
-PYTEST_ARGS ?=
+# Two processes, each with whole files: the suite is mostly waiting for processes of its own.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 NAME ?=
 export PYTHON UPGRADE
 

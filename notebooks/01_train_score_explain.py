@@ -89,6 +89,8 @@ folds = 3
 seed = 1
 rounds = 60
 keep = 0.5
+replicates = 100
+utility_share = 0.5
 boost = { learning_rate = 0.1, num_leaves = 15, min_data_in_leaf = 50, lambda_l2 = 10.0 }
 simulated_days = 60
 simulated_seed = 1
