@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import zipfile
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -128,6 +129,30 @@ def test_no_committed_file_is_large() -> None:
 def test_nothing_made_at_run_time_is_committed() -> None:
     kinds = (".pkl", ".pickle", ".joblib", ".db", ".parquet", ".key", ".pem")
     assert [str(p.relative_to(ROOT)) for p in tracked() if p.suffix in kinds] == []
+
+
+@pytest.mark.parametrize("product", ["sepsis", "admissions"])
+def test_a_released_model_is_small_and_is_text(product: str) -> None:
+    files = [p for p in (ROOT / "models" / product / "released").rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} == {".json", ".md", ".toml", ".txt"}
+    assert sum(p.stat().st_size for p in files) <= 5_000_000
+
+
+def test_a_wheel_holds_everything_that_runs_and_nothing_else(tmp_path: Path) -> None:
+    build = [SCRIPTS / "hatchling", "build", "-t", "wheel", "-d", tmp_path]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+    kinds = (".py", ".csv", ".toml", ".html", ".css", ".json", ".md", ".txt", ".js")
+    ours = {
+        str(p.relative_to(ROOT))
+        for room in ROOMS
+        for p in (ROOT / room).rglob("*")
+        if p.suffix in kinds and "__pycache__" not in p.parts
+    }
+    assert ours | {"cli.py"} <= held
+    assert {name.split("/")[0] for name in held} <= {*ROOMS, "cli.py", "wardcast-0.1.0.dist-info"}
 
 
 # ---- locks -----------------------------------------------------------------------------------------------------

@@ -140,3 +140,18 @@ def test_the_links_of_the_readme_lead_somewhere() -> None:
     inside = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert inside
     assert [link for link in inside if not (ROOT / link).exists()] == []
+
+
+def test_the_figures_of_the_readme_are_those_of_the_released_model() -> None:
+    table = json.loads((ROOT / "models" / "sepsis" / "released" / "evaluation.json").read_text("utf-8"))[
+        "table"
+    ]
+    strata = {s["hours"]: s["measures"] for s in table if s["hospital"] == "all"}
+
+    def figure(hours: str, name: str) -> str:
+        return "{:.3f} ({:.3f}–{:.3f})".format(*strata[hours][name])
+
+    words = " ".join(README.split())
+    assert f"AUROC {figure('all', 'auroc')} and a normalised utility of {figure('all', 'utility')}" in words
+    early = "within the first 48 hours, where the length of a stay gives nothing away, "
+    assert f"{early}AUROC {figure('<= 48', 'auroc')} and {figure('<= 48', 'utility')}" in words
