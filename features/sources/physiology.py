@@ -24,9 +24,9 @@ Not everything abnormal is sepsis: early post-operative fever, mostly not infect
 Levels, spreads and the habits of measuring follow summary statistics of PhysioNet/CinC 2019 (Reyna et al., Crit Care
 Med 2020;48:210, doi 10.13026/v64v-d857): heart rate charted in nine hours of ten, temperature in one of three,
 chemistry twice a day, blood gases with the ventilated. Sizes of effects are judgement, larger than the mean shift in
-those data, where the onset is known only to several hours. The lead of the early signs and of the work-up is set so that
-a model of real patients finds simulated sepsis about as hard to foresee as theirs (AUROC 0.85 for 0.85). Every number of a quantity is a row of
-``physiology.csv``; nothing in it describes a real patient.
+those data, where the onset is known only to several hours. The lead of the early signs and of the work-up is set so
+that a model of real patients finds simulated sepsis about as hard to foresee as theirs (AUROC 0.85 for 0.85). Every
+number of a quantity is a row of ``physiology.csv``; nothing in it describes a real patient.
 """
 
 from __future__ import annotations
