@@ -21,11 +21,11 @@ from serving.ingest.events import (
     FUTURE,
     TOLERANCE_US,
     UNKNOWN_ENCOUNTER,
+    Fault,
+    Item,
     Verdict,
-    fingerprint,
     receive,
     sort_out,
-    tabulate,
     times_ahead,
     told,
 )
@@ -96,11 +96,8 @@ def score(request: Request, body: Body) -> JSONResponse:
         "received_time": created,
         **told(asked.encounter),
     }
-    ignored, taken, hashes = _usable(encounter["encounter_id"], asked.events, when, created)
-    who = [(encounter["subject_id"], encounter["encounter_id"])] * len(taken)
-    judged = sort_out(
-        tabulate([asked.events[k] for k in taken], who, hashes), [asked.events[k] for k in taken]
-    )
+    ignored, taken = _usable(encounter["encounter_id"], asked.events, when, created)
+    judged = sort_out(list(taken.values()), {encounter["encounter_id"]: encounter["subject_id"]})
     ignored |= {k: wrong for k, wrong in zip(taken, judged.faults, strict=True) if wrong}
     result = scorer.score([encounter], judged.usable, when, asked.explain)[0]
     identity = secrets.token_hex(16)
@@ -125,22 +122,24 @@ def score(request: Request, body: Body) -> JSONResponse:
 
 def _usable(
     encounter_id: str, events: Sequence[EventBody], when: int, now: int
-) -> tuple[dict[int, tuple[str, str, str]], list[int], list[bytes]]:
-    """Leave out what lies after the prediction, and repetitions; positions and hashes of the rest."""
-    ignored: dict[int, tuple[str, str, str]] = {}
-    seen: dict[bytes, int] = {}
+) -> tuple[dict[int, Fault], dict[int, Item]]:
+    """Leave out what lies after the prediction, and repetitions; by position, the faults and the rest."""
+    ignored: dict[int, Fault] = {}
+    taken: dict[int, Item] = {}
+    seen: set[bytes] = set()
     for k, event in enumerate(events):
-        times = {"time": to_us(event.time), "available_time": to_us(event.available_time or event.time)}
+        item = Item.of(event, encounter_id)
+        times = {"time": item.time, "available_time": item.available}
         late = next((name for name, t in times.items() if t > when), None)
         if late is not None:
             reason = FUTURE if times[late] > now + TOLERANCE_US else AFTER
             ignored[k] = (reason[0], late, reason[2])
-            continue
-        content = fingerprint(encounter_id, event)
-        if content in seen:
+        elif item.content in seen:
             ignored[k] = DUPLICATE
-        seen.setdefault(content, k)
-    return ignored, list(seen.values()), list(seen)
+        else:
+            taken[k] = item
+            seen.add(item.content)
+    return ignored, taken
 
 
 def _ahead(encounter: dict[str, Any], when: int) -> list[dict[str, Any]]:

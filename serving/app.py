@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -18,7 +16,9 @@ from features.errors import WardcastError
 from serving import api
 from serving.answers import Refusal
 from serving.guard import Guard
+from serving.monitoring.routes import router as monitoring
 from serving.pages import routes as pages
+from serving.reports.routes import router as reports
 from serving.schemas import REQUESTS, explain_errors
 from serving.settings import Settings
 from serving.state import Wardcast, of
@@ -78,7 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
     state = Wardcast(settings)
     app = FastAPI(title="Wardcast", version=VERSION, docs_url=None, redoc_url=None)
     app.state.wardcast = state
-    routers = (probes, api.router, pages.router, *_other_rooms(state))
+    routers = (probes, api.router, pages.router, reports(state), monitoring())
     for router in routers:
         app.include_router(router)
     handlers: dict[type[Exception], Callable[..., Awaitable[Response]]] = {
@@ -93,15 +93,6 @@ def create_app(settings: Settings) -> FastAPI:
     paths = frozenset({"/openapi.json"} | {getattr(route, "path", "") for r in routers for route in r.routes})
     app.add_middleware(Guard, state=state, routes=paths)
     return app
-
-
-def _other_rooms(state: Wardcast) -> list[APIRouter]:
-    from serving.monitoring.routes import router as monitoring
-
-    rooms = [monitoring()]
-    if find_spec("serving.reports.routes"):
-        rooms.append(import_module("serving.reports.routes").router(state))
-    return rooms
 
 
 async def _refused(request: Request, refusal: Refusal) -> Response:

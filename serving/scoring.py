@@ -23,7 +23,7 @@ from features.windows import FlatEvents
 from models.bundle import Bundle
 from models.scope import OUT_OF_SCOPE, SCORED, assess, recent_vitals, scope_of
 from serving.reasons import Latest, Reason, latest, reasons
-from serving.store.facts import KNOWN_COLUMNS, encounter_table, event_table
+from serving.store.facts import KNOWN_COLUMNS, event_table, instants
 from serving.store.tables import ENCOUNTER_FACTS
 
 Explain = Literal["auto"] | bool
@@ -31,7 +31,6 @@ Facts = Mapping[str, Any]
 """What is known of an encounter: its identities and ``ENCOUNTER_FACTS``, times as microseconds."""
 
 MANY: Final = 1_000_000
-LATEST: Final = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,7 @@ class Scorer:
 
         What an encounter says is dated at the admission, and gated by that date like every other event.
         """
-        rows = [tuple(e.get(name) for name in KNOWN_COLUMNS) for e in encounters]
-        about, _ = clean(encounter_events(encounter_table(rows, LATEST)))
+        about, _ = clean(encounter_events(_said(encounters)))
         together = pd.concat([_plain(events), _plain(about)], ignore_index=True) if len(events) else about
         return self.bundle.spec.features.flatten(together)
 
@@ -204,6 +202,18 @@ class Scorer:
         names = self.bundle.feature_names
         since = {v: row[names.index(f"{v}__hours_since_last")] for v in self._scope["vitals"]}
         return tuple(v for v, hours in since.items() if not hours <= self._scope["recent_h"])
+
+
+def _said(encounters: Sequence[Facts]) -> pd.DataFrame:
+    """What :func:`features.events.encounter_events` reads of encounters."""
+    table: dict[str, Any] = {
+        name: pd.Series([e.get(name) for e in encounters], dtype=object)
+        for name in ("encounter_id", "subject_id", "sex", "icu_type")
+    }
+    table["age_years"] = _population(encounters)[1]
+    for name in ("hospital_admission_time", "icu_admission_time"):
+        table[name] = instants([e.get(name) for e in encounters])
+    return pd.DataFrame(table)
 
 
 def pack(encounter: Facts, events: pd.DataFrame) -> bytes:

@@ -6,13 +6,13 @@ that cannot be) is kept with its reason; a fact that must be wrong about who or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from sqlalchemy import Connection
 
@@ -26,6 +26,9 @@ from serving.store.tables import ENCOUNTER_FACTS, ENCOUNTER_TIMES
 TOLERANCE: Final = timedelta(minutes=5)
 """How far the sender's clock may run ahead of ours."""
 TOLERANCE_US: Final = TOLERANCE // timedelta(microseconds=1)
+
+Fault = tuple[str, str, str]
+"""Reason code, field and remedy."""
 
 AFTER: Final = ("after_prediction_time", "time", "Send what was known by then, or a later prediction_time.")
 FUTURE: Final = (
@@ -75,86 +78,110 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
-class Sorted:
-    """Events after cleaning: the usable ones, and for each item as sent its fault, if any."""
+class Item:
+    """One event as sent, its times in microseconds, with an identity of its own.
 
-    usable: pd.DataFrame
-    position: npt.NDArray[np.int64]
-    faults: list[tuple[str, str, str] | None]
+    ``content`` is what makes it the same fact when it is sent again; it serves as ``source_id`` where none was sent.
+    ``named_by`` is the field that says what it is, ``code`` or ``concept``.
+    """
 
+    encounter_id: str
+    code: str
+    time: int
+    available: int
+    value: float | None
+    text: str | None
+    unit: str | None
+    status: str
+    source_id: str
+    content: bytes
+    named_by: str
 
-def source_code(event: EventBody) -> str:
-    """The code an event goes by; a concept is its own code."""
-    return event.code if event.code is not None else f"WARDCAST//{event.concept}"
-
-
-def fingerprint(encounter_id: str, event: EventBody) -> bytes:
-    """The same content from the same source is the same fact."""
-    available = event.available_time or event.time
-    return facts.content_hash(
-        (
+    @classmethod
+    def of(cls, event: EventBody, encounter_id: str) -> Item:
+        """Read an event of the API; a concept is its own code."""
+        named_by = "code" if event.code is not None else "concept"
+        code = event.code if event.code is not None else f"WARDCAST//{event.concept}"
+        time = to_us(event.time)
+        available = time if event.available_time is None else to_us(event.available_time)
+        content = facts.content_hash(
+            (
+                encounter_id,
+                event.source_id,
+                code,
+                time,
+                available,
+                event.value,
+                event.text,
+                event.unit,
+                event.status,
+            )
+        )
+        source_id = event.source_id or f"content:{content.hex()[:32]}"
+        return cls(
             encounter_id,
-            event.source_id,
-            source_code(event),
-            to_us(event.time),
-            to_us(available),
+            code,
+            time,
+            available,
             event.value,
             event.text,
             event.unit,
             event.status,
+            source_id,
+            content,
+            named_by,
         )
-    )
 
 
-def tabulate(
-    events: Sequence[EventBody], who: Sequence[tuple[str, str]], hashes: Sequence[bytes]
-) -> pd.DataFrame:
-    """Events as sent, as a canonical table. ``who``: (subject_id, encounter_id) of each."""
-    return pd.DataFrame(
-        {
-            "subject_id": _texts([s for s, _ in who]),
-            "encounter_id": _texts([e for _, e in who]),
-            "time": facts.instants([to_us(e.time) for e in events]),
-            "available_time": facts.instants([to_us(e.available_time or e.time) for e in events]),
-            "code": _texts([source_code(e) for e in events]),
-            "concept": _texts([None] * len(events)),
-            "numeric_value": np.array(
-                [np.nan if e.value is None else e.value for e in events], dtype=np.float64
-            ),
-            "text_value": _texts([e.text for e in events]),
-            "unit": _texts([e.unit for e in events]),
-            "status": _texts([e.status for e in events]),
-            "source_id": _texts(
-                [e.source_id or f"content:{h.hex()[:32]}" for e, h in zip(events, hashes, strict=True)]
-            ),
-        }
-    )
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """Items after cleaning: the usable ones and their positions, and for each item its fault, if any."""
+
+    usable: pd.DataFrame
+    position: list[int]
+    faults: list[Fault | None]
 
 
-def sort_out(table: pd.DataFrame, events: Sequence[EventBody]) -> Sorted:
-    """Clean a table of events, and say of each what is wrong with it."""
-    usable, account = clean(table)
-    faults: list[tuple[str, str, str] | None] = [None] * len(events)
+def sort_out(items: Sequence[Item], subjects: Mapping[str, str]) -> Sorted:
+    """Clean items, and say of each what is wrong with it. ``subjects``: the person of each encounter."""
+    usable, account = clean(_table(items, subjects))
+    faults: list[Fault | None] = [None] * len(items)
     aside = account.set_aside
     for position, reason in zip(aside["position"].tolist(), aside["reason"].tolist(), strict=True):
-        faults[position] = fault(reason, events[position])
-    kept = np.ones(len(events), dtype=bool)
-    kept[aside["position"].to_numpy(dtype=np.int64)] = False
-    return Sorted(usable, np.flatnonzero(kept), faults)
+        faults[position] = _fault(reason, items[position])
+    return Sorted(usable, [k for k, wrong in enumerate(faults) if wrong is None], faults)
 
 
-def fault(reason: str, event: EventBody) -> tuple[str, str, str]:
-    """Reason, field and remedy of an event that cleaning set aside."""
+def _table(items: Sequence[Item], subjects: Mapping[str, str]) -> pd.DataFrame:
+    columns: dict[str, Any] = {
+        "subject_id": [subjects[i.encounter_id] for i in items],
+        "encounter_id": [i.encounter_id for i in items],
+        "time": facts.instants([i.time for i in items]),
+        "available_time": facts.instants([i.available for i in items]),
+        "code": [i.code for i in items],
+        "concept": [None] * len(items),
+        "numeric_value": np.array([np.nan if i.value is None else i.value for i in items], dtype=np.float64),
+        "text_value": [i.text for i in items],
+        "unit": [i.unit for i in items],
+        "status": [i.status for i in items],
+        "source_id": [i.source_id for i in items],
+    }
+    return pd.DataFrame(
+        {k: pd.Series(v, dtype=object) if isinstance(v, list) else v for k, v in columns.items()}
+    )
+
+
+def _fault(reason: str, item: Item) -> Fault:
+    """Reason, field and remedy of an item that cleaning set aside."""
     field, _, remedy = REMEDIES[reason].partition(": ")
-    if reason == "unknown_concept" and event.concept is not None:
+    if reason == "unknown_concept" and item.named_by == "concept":
         return (
             reason,
             "concept",
             "not a concept of ours. See concepts.csv, or send the source's code instead.",
         )
     if reason == "impossible_value":
-        row = loader.codes()[source_code(event)]
-        about = loader.concepts()[row.concept]
+        about = loader.concepts()[loader.codes()[item.code].concept]
         remedy += f" For {about.name} it is {about.low:g} to {about.high:g} {about.unit}."
     return reason, field, remedy
 
@@ -211,7 +238,7 @@ def times_ahead(facts_told: Mapping[str, Any], when: int) -> list[str]:
     return late
 
 
-def _encounter_fault(encounter: EncounterIn, now: int) -> tuple[str, str, str] | None:
+def _encounter_fault(encounter: EncounterIn, now: int) -> Fault | None:
     times = {k: v for k, v in told(encounter).items() if k in ENCOUNTER_TIMES and v is not None}
     ahead = times_ahead(times, now + TOLERANCE_US)
     if ahead:
@@ -226,80 +253,62 @@ def _receive_events(
     connection: Connection, news: EventsRequest, known: dict[str, dict[str, Any]], now: int
 ) -> tuple[list[Verdict], set[str]]:
     known = known | facts.latest(connection, {e.encounter_id for e in news.events} - set(known))
-    refused = [_refusal(e, e.encounter_id in known, now) for e in news.events]
-    taken = [e for e, wrong in zip(news.events, refused, strict=True) if wrong is None]
-    hashes = [fingerprint(e.encounter_id, e) for e in taken]
-    who = [(known[e.encounter_id]["subject_id"], e.encounter_id) for e in taken]
-    table = tabulate(taken, who, hashes)
-    judged = sort_out(table, taken)
-    fresh = facts.add_events(connection, _rows(table, taken, hashes, judged, now))
-    touched = {
-        e.encounter_id
-        for e, is_new, wrong in zip(taken, fresh, judged.faults, strict=True)
-        if is_new and wrong is None
-    }
-    outcome = iter(zip(fresh, judged.faults, strict=True))
-    return [Verdict("rejected", *wrong) if wrong else _kept(*next(outcome)) for wrong in refused], touched
+    items = [Item.of(event, event.encounter_id) for event in news.events]
+    refused = [_refusal(item, item.encounter_id in known, now) for item in items]
+    taken = [item for item, wrong in zip(items, refused, strict=True) if wrong is None]
+    subjects = {who: about["subject_id"] for who, about in known.items()}
+    judged = sort_out(taken, subjects)
+    fresh = facts.add_events(connection, _rows(taken, judged, subjects, now))
+    outcome = list(zip(taken, fresh, judged.faults, strict=True))
+    touched = {item.encounter_id for item, is_new, wrong in outcome if is_new and wrong is None}
+    verdicts = iter(outcome)
+    return [
+        Verdict("rejected", *wrong) if wrong else _kept(*next(verdicts)[1:]) for wrong in refused
+    ], touched
 
 
-def _refusal(event: EventBody, encounter_known: bool, now: int) -> tuple[str, str, str] | None:
+def _refusal(item: Item, encounter_known: bool, now: int) -> Fault | None:
     if not encounter_known:
         return UNKNOWN_ENCOUNTER
-    for field in ("time", "available_time"):
-        when = getattr(event, field)
-        if when is not None and to_us(when) > now + TOLERANCE_US:
+    for field, when in (("time", item.time), ("available_time", item.available)):
+        if when > now + TOLERANCE_US:
             return FUTURE[0], field, FUTURE[2]
     return None
 
 
-def _kept(is_new: bool, wrong: tuple[str, str, str] | None) -> Verdict:
+def _kept(is_new: bool, wrong: Fault | None) -> Verdict:
     if not is_new:
         return Verdict("duplicate")
     return Verdict("accepted", *wrong) if wrong else Verdict("accepted")
 
 
 def _rows(
-    table: pd.DataFrame, events: Sequence[EventBody], hashes: Sequence[bytes], judged: Sorted, now: int
+    items: Sequence[Item], judged: Sorted, subjects: Mapping[str, str], now: int
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {
-            "encounter_id": encounter_id,
-            "subject_id": subject_id,
-            "time": to_us(event.time),
-            "available_time": to_us(event.available_time or event.time),
+            "encounter_id": item.encounter_id,
+            "subject_id": subjects[item.encounter_id],
+            "time": item.time,
+            "available_time": item.available,
             "received_time": now,
-            "code": source_code(event),
-            "raw_value": event.value,
-            "raw_text": event.text,
-            "raw_unit": event.unit,
-            "status": event.status,
-            "source_id": source_id,
-            "content_hash": content,
+            "code": item.code,
+            "raw_value": item.value,
+            "raw_text": item.text,
+            "raw_unit": item.unit,
+            "status": item.status,
+            "source_id": item.source_id,
+            "content_hash": item.content,
             "concept": None,
             "numeric_value": None,
             "unit": None,
             "reason": wrong[0] if wrong else None,
         }
-        for event, subject_id, encounter_id, source_id, content, wrong in zip(
-            events,
-            table["subject_id"],
-            table["encounter_id"],
-            table["source_id"],
-            hashes,
-            judged.faults,
-            strict=True,
-        )
+        for item, wrong in zip(items, judged.faults, strict=True)
     ]
     usable = judged.usable
-    cleaned = zip(usable["concept"], usable["numeric_value"], usable["unit"], strict=True)
-    for position, (concept, value, unit) in zip(judged.position.tolist(), cleaned, strict=True):
-        rows[position] |= {
-            "concept": concept,
-            "numeric_value": None if np.isnan(value) else float(value),
-            "unit": unit,
-        }
+    cleaned = zip(usable["concept"], usable["numeric_value"].tolist(), usable["unit"], strict=True)
+    for position, (concept, value, unit) in zip(judged.position, cleaned, strict=True):
+        value = None if math.isnan(value) else value
+        rows[position] |= {"concept": concept, "numeric_value": value, "unit": unit}
     return rows
-
-
-def _texts(values: Sequence[str | None]) -> pd.Series:
-    return pd.Series(values, dtype=object)
