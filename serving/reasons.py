@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -27,6 +27,7 @@ from serving.clock import iso
 PLAIN_UNITS: Final = {
     "mm[Hg]": "mmHg", "Cel": "°C", "10*3/uL": "10³/µL", "[pH]": "", "{score}": "", "1": "", "a": "years", "%": "%",
 }  # fmt: skip
+HOUR: Final = timedelta(hours=1)
 STATIC_KINDS: Final = ("demographic", "process")
 DAY_US: Final = 24 * HOUR_US
 
@@ -189,8 +190,7 @@ def _reason(
     direction = "raises" if total > 0 else "lowers" if total < 0 else "neutral"
     effect = {"raises": "raises risk", "lowers": "lowers risk", "neutral": "no effect"}[direction]
     if strongest >= len(features.windows):
-        label = about.removesuffix("_partial").replace("_", " ")
-        label = label.upper() if about in features.scores else label.capitalize()
+        label = _own_label(features, about)
         value = float(row[strongest])
         points = " points" if about in features.scores else ""
         said = f"{label} cannot be told" if np.isnan(value) else f"{label} {number_text(value)}{points}"
@@ -207,7 +207,7 @@ def _reason(
             quantity_text(about, measured.value) + _trend(measured),
             clock_text(measured.time, now, timezone),
         ]
-        words += _detail(features.windows[strongest], float(row[strongest]))
+        words += _detail(features.windows[strongest], float(row[strongest]), features.resample == HOUR)
     previous = None if fixed else measured.previous
     text = ", ".join([*words, effect])
     return Reason(about, label, text, measured.value, unit, measured.time, previous, direction, total)
@@ -228,12 +228,19 @@ def _trend(measured: Latest) -> str:
     return f", {way} from {number_text(measured.previous)}"
 
 
-def _detail(window: Window, value: float) -> list[str]:
-    """What the strongest feature of the concept adds to the latest value."""
+def _detail(window: Window, value: float, hourly: bool) -> list[str]:
+    """What the strongest feature of the concept adds to the latest value and its time."""
     if np.isnan(value):
         return []
-    over = "the stay" if window.lookback_us == STAY_US else f"{number_text(window.lookback_us / HOUR_US)} h"
-    said = number_text(value)
+    hours = number_text(window.lookback_us / HOUR_US)
+    over, said = "the stay" if window.lookback_us == STAY_US else f"{hours} h", number_text(value)
+    times = f"measured {said} times in {over}"
+    if hourly:  # resampled: a count is of hours, not of measurements
+        times = (
+            f"measured in {said} h of the stay"
+            if window.lookback_us == STAY_US
+            else f"measured in {said} of {over}"
+        )
     words = {
         "min": f"lowest {said} in {over}",
         "max": f"highest {said} in {over}",
@@ -243,10 +250,19 @@ def _detail(window: Window, value: float) -> list[str]:
         "std": f"variation {said} in {over}",
         "slope": f"{value:+.2g} an hour over {over}".replace("-", "−"),
         "delta_from_first": f"{value:+.3g} since the first".replace("-", "−"),
-        "count": f"measured in {said} of the hours of {over}"
-        if window.lookback_us != STAY_US
-        else f"measured {said} times",
-        "hours_since_last": f"last measured {said} h ago",
+        "count": times,
         "sum": f"sum {said} in {over}",
     }
     return [words[window.statistic]] if window.statistic in words else []
+
+
+def _own_label(features: FeatureSet, about: str) -> str:
+    """What a ratio or a clinical score is called: by its name, or by its parts where it has none of its own."""
+    if about in features.scores:
+        name = about.removesuffix("_partial").replace("_", " ").upper()
+        return f"{name} (partial)" if about.endswith("_partial") else name
+    ratio = next(r for r in features.ratios if r.name == about)
+    if ratio.name == f"{ratio.numerator}_{ratio.denominator}":
+        parts = (plain_label(loader.concepts()[c].label)[0] for c in (ratio.numerator, ratio.denominator))
+        return " over ".join(parts)
+    return about.replace("_", " ").capitalize()
