@@ -275,10 +275,11 @@ class Recalibration:
     adjusted: tuple[float, ...] = (0.0, 1.0)
 
     @classmethod
-    def fit(cls, pit: Floats, days: int, weight_of_identity: float = 25.0) -> Recalibration:
+    def fit(cls, pit: Floats, days: int, weight_of_identity: float = 100.0) -> Recalibration:
         """From randomised PIT values of ``days`` independent days (several forecasts a day count once).
 
-        The map is read at fixed knots and pulled towards the identity with the weight of 25 days.
+        The map is read at fixed knots and pulled towards the identity with the weight of 100 days: a season is short,
+        and a correction learnt from chance would be worse than none.
         """
         if len(pit) == 0:
             return cls()

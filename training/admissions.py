@@ -333,9 +333,8 @@ def train(
     made = Spec.load(spec or SPEC)
     hospital = load(source, input, made)
     parts = fit(hospital, made, threads)
-    version = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
-    folder = output or _default_folder(version)
-    bundle = _write(folder, version, made, hospital, parts)
+    folder = output or _default_folder()
+    bundle = _write(folder, made, hospital, parts)
     tracked = _track(bundle, time.monotonic() - began) if register else ""
     return TrainResult(folder, bundle, parts.evaluation, time.monotonic() - began, tracked)
 
@@ -510,11 +509,12 @@ def _bed_line(what: str, window: str, kind: str, f: dict[str, Any]) -> str:
     )
 
 
-def _default_folder(version: str) -> Path:
-    return Path(os.environ.get("WARDCAST_VAR", "var")) / "models" / "admissions" / version
+def _default_folder() -> Path:
+    home = Path(os.environ.get("WARDCAST_VAR") or "var").absolute()
+    return home / "models" / f"admissions-{datetime.now(UTC):%Y%m%dT%H%M%S}"
 
 
-def _write(folder: Path, version: str, spec: Spec, hospital: Hospital, parts: Parts) -> Bundle:
+def _write(folder: Path, spec: Spec, hospital: Hospital, parts: Parts) -> Bundle:
     card = (SPEC.parent / "card.md").read_text(encoding="utf-8")
     data = fingerprint(hospital, parts.cuts)
     span = f"{data['first'][:10]} to {data['last'][:10]}"
@@ -522,7 +522,7 @@ def _write(folder: Path, version: str, spec: Spec, hospital: Hospital, parts: Pa
     return write_bundle(
         folder,
         name=spec.name,
-        version=version,
+        version=str(spec.section("model").get("version", "1")),
         spec_text=spec.text,
         boosters={"risk": parts.admission.risk, "specialty": parts.admission.specialty},
         parts={

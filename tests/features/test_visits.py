@@ -55,7 +55,7 @@ def test_a_missing_column_is_named_with_the_columns_there_are(tmp_path: Path):
 def test_a_mapping_that_reads_nothing_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match="reads when, which the file does not have"):
         read(story(tmp_path / "v.csv"), {"arrival_time": "when"})
-    with pytest.raises(DataError, match="names bed, .*|The mapping names bed"):
+    with pytest.raises(DataError, match="mapping names bed; known are"):
         read(story(tmp_path / "v.csv"), {"bed": "unit"})
 
 
@@ -89,12 +89,12 @@ def test_nothing_usable_says_why():
         tidy(raw)
 
 
-@pytest.mark.parametrize("name", ["v.xlsx", "nothing.csv"])
-def test_other_files_are_refused(tmp_path: Path, name: str):
-    if name == "v.xlsx":
-        (tmp_path / name).write_text("x")
-    with pytest.raises(DataError, match="neither|No file"):
-        read(tmp_path / name)
+def test_other_files_are_refused(tmp_path: Path):
+    (tmp_path / "v.xlsx").write_text("x")
+    (tmp_path / "v.parquet").write_text("not parquet")
+    for name, why in (("v.xlsx", "neither"), ("nothing.csv", "No file"), ("v.parquet", "whole file")):
+        with pytest.raises(DataError, match=why):
+            read(tmp_path / name)
 
 
 def test_local_times_cross_the_change_of_clocks():
