@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import pandas as pd
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime
@@ -32,7 +33,7 @@ from serving.ingest.events import (
 from serving.rounds import Logged, current, score_stored
 from serving.schemas import AcknowledgeRequest, ErrorAnswer, EventBody, EventsRequest, ScoreRequest
 from serving.scoring import Explain, Score, Scorer, pack, record
-from serving.state import of, wall_us
+from serving.state import Wardcast, of, wall_us
 from serving.store import facts, log
 
 STATELESS = "stateless"
@@ -79,36 +80,13 @@ def score(request: Request, body: Body) -> JSONResponse:
     """
     state = of(request)
     asked = parse(ScoreRequest, body)
-    if len(asked.events) > state.settings.max_events:
-        raise too_many_events(len(asked.events), state.settings.max_events)
+    _within_limit(state, "events", asked.events)
     scorer, created = state.scorer, state.now_us()
-    when = created if asked.prediction_time is None else to_us(asked.prediction_time)
-    if when > max(wall_us(), created) + TOLERANCE_US:
-        raise Refusal(
-            422,
-            "future_time",
-            "prediction_time lies in the future.",
-            "Leave it out to score now, or send a past instant.",
-        )
-    encounter = {
-        "encounter_id": asked.encounter.encounter_id,
-        "subject_id": asked.encounter.subject_id or asked.encounter.encounter_id,
-        "received_time": created,
-        **told(asked.encounter),
-    }
-    ignored, taken = _usable(encounter["encounter_id"], asked.events, when, created)
-    judged = sort_out(list(taken.values()), {encounter["encounter_id"]: encounter["subject_id"]})
-    ignored |= {k: wrong for k, wrong in zip(taken, judged.faults, strict=True) if wrong}
-    result = scorer.score([encounter], judged.usable, when, asked.explain)[0]
-    identity = secrets.token_hex(16)
-    row = record(
-        result, identity, road=STATELESS, model_id=scorer.bundle.model_id, created=created,
-        inputs=pack(encounter, judged.usable),
-    )  # fmt: skip
-    with state.store.write() as connection:
-        log.add_predictions(connection, [row])
-        state.audit(request, "score", [encounter["encounter_id"]], connection)
-    state.metrics.count_scores(scorer.bundle.model_id, [result])
+    when = _moment(asked, created)
+    encounter = _encounter(asked, created)
+    ignored, usable = _sifted(encounter, asked.events, when, created)
+    result = scorer.score([encounter], usable, when, asked.explain)[0]
+    identity = _log(request, result, pack(encounter, usable), created)
     answer = _answer(result, identity, scorer, created, asked.explain)
     answer["used"] = len(asked.events) - len(ignored)
     answer["ignored"] = _ahead(encounter, when) + [
@@ -118,6 +96,53 @@ def score(request: Request, body: Body) -> JSONResponse:
         values = [None if v != v else v for v in result.features.tolist()]
         answer["features"] = dict(zip(scorer.bundle.feature_names, values, strict=True))
     return JSONResponse(answer)
+
+
+def _within_limit(state: Wardcast, field: str, items: Sequence[object]) -> None:
+    if len(items) > state.settings.max_events:
+        raise too_many_events(len(items), state.settings.max_events, field)
+
+
+def _moment(asked: ScoreRequest, now: int) -> int:
+    """The prediction time that was asked for, in microseconds."""
+    when = now if asked.prediction_time is None else to_us(asked.prediction_time)
+    if when > max(wall_us(), now) + TOLERANCE_US:
+        raise Refusal(
+            422,
+            "future_time",
+            "prediction_time lies in the future.",
+            "Leave it out to score now, or send a past instant.",
+        )
+    return when
+
+
+def _encounter(asked: ScoreRequest, now: int) -> dict[str, Any]:
+    """What the request says of the encounter, as the store would keep it."""
+    about = asked.encounter
+    who = {"encounter_id": about.encounter_id, "subject_id": about.subject_id or about.encounter_id}
+    return who | {"received_time": now} | told(about)
+
+
+def _sifted(
+    encounter: dict[str, Any], events: Sequence[EventBody], when: int, now: int
+) -> tuple[dict[int, Fault], pd.DataFrame]:
+    """The faults by position, and the events that can be used."""
+    ignored, taken = _usable(encounter["encounter_id"], events, when, now)
+    judged = sort_out(list(taken.values()), {encounter["encounter_id"]: encounter["subject_id"]})
+    faults = {k: wrong for k, wrong in zip(taken, judged.faults, strict=True) if wrong}
+    return ignored | faults, judged.usable
+
+
+def _log(request: Request, result: Score, inputs: bytes, created: int) -> str:
+    """Keep a stateless score with its inputs, and who asked for it; returns its identity."""
+    state, identity = of(request), secrets.token_hex(16)
+    model_id = state.scorer.bundle.model_id
+    row = record(result, identity, road=STATELESS, model_id=model_id, created=created, inputs=inputs)
+    with state.store.write() as connection:
+        log.add_predictions(connection, [row])
+        state.audit(request, "score", [result.encounter_id], connection)
+    state.metrics.count_scores(model_id, [result])
+    return identity
 
 
 def _usable(
@@ -161,9 +186,8 @@ def events(request: Request, body: Body) -> JSONResponse:
     """
     state = of(request)
     news = parse(EventsRequest, body)
-    for name, items in (("events", news.events), ("encounters", news.encounters)):
-        if len(items) > state.settings.max_events:
-            raise too_many_events(len(items), state.settings.max_events, name)
+    _within_limit(state, "events", news.events)
+    _within_limit(state, "encounters", news.encounters)
     with state.store.write() as connection:
         now = state.advance(connection, news.as_of)
         receipt = receive(connection, news, now)

@@ -201,6 +201,22 @@ def _once(make_service: Any) -> Any:
     return _service[-1][1]
 
 
+def test_a_deleted_value_counts_until_it_was_deleted(service: Any, patient: Any):
+    """Lactate of the wrong patient, seen at hour 4, taken back at hour 6."""
+    who = patient().rounds(range(12), heart_rate=110)
+    without = {h: score(service, who.score_request(h))["probability"] for h in (5, 6)}
+    who.measure(4, "lactate", 5.0, source_id="lab-1")
+    with_it = score(service, who.score_request(5))["probability"]
+    who.measure(4, "lactate", None, source_id="lab-1", status="deleted", available_time=who.at(6).isoformat())
+    assert score(service, who.score_request(5))["probability"] == with_it != without[5]
+    assert score(service, who.score_request(6))["probability"] == without[6]
+    for hour in (5, 6):
+        known = [e for e in who.events if e.get("available_time", e["time"]) <= who.at(hour).isoformat()]
+        stored = patient(events=known).news(hour)
+        expected = {5: with_it, 6: without[6]}[hour]
+        assert service.send(stored)["predictions"][0]["probability"] == expected
+
+
 def test_a_logged_prediction_is_repeated_exactly(service: Any, patient: Any):
     who = patient().rounds(range(12), heart_rate=118, lactate=4.5)
     answer = score(service, who.score_request(12, explain=True, features=True))
