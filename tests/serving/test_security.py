@@ -42,15 +42,13 @@ def trail(service: Any) -> list[tuple[str, str, str, list[str]]]:
 
 
 @pytest.mark.parametrize(("method", "path"), PATHS)
-@pytest.mark.parametrize("token", [None, "Bearer wrong", "Basic bG9jYWw6", "Bearer", "Bearer  "])
-def test_nothing_but_the_probes_answers_without_a_token(
-    service: Any, method: str, path: str, token: str | None
-):
-    headers = {} if token is None else {"Authorization": token}
-    answer = service.client.request(method, path, headers=headers)
-    assert answer.status_code == 401
-    assert answer.headers["www-authenticate"].startswith("Bearer")
-    assert answer.json()["error"]["code"] == "not_signed_in"
+def test_nothing_but_the_probes_answers_without_a_token(service: Any, method: str, path: str):
+    for token in (None, "Bearer wrong", "Basic bG9jYWw6", "Bearer", "Bearer  "):
+        headers = {} if token is None else {"Authorization": token}
+        answer = service.client.request(method, path, headers=headers)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+        assert answer.json()["error"]["code"] == "not_signed_in"
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz", "/sign-in"])
