@@ -85,7 +85,7 @@ def _check(row: dict[str, Any], again: Score) -> None:
 
 
 def _scorer(settings: Settings, model_id: str, folder: str | None) -> Scorer:
-    tried = [settings.sepsis_model, *([Path(folder)] if folder else [])]
+    tried = dict.fromkeys([settings.sepsis_model, *([Path(folder)] if folder else [])])
     for place in tried:
         try:
             scorer = Scorer.load(place, settings.timezone)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -61,13 +65,9 @@ class Wardcast:
             logger.error("model product=sepsis problem=%s detail=%s", self.problems["sepsis"], error)
             return
         self.bundles["sepsis"] = self._scorer.bundle
+        kept = keep(self._scorer.bundle, self.settings.var / "models")
         with self.store.write() as connection:
-            log.remember_model(
-                connection,
-                self._scorer.bundle.model_id,
-                str(self._scorer.bundle.folder.absolute()),
-                wall_us(),
-            )
+            log.remember_model(connection, self._scorer.bundle.model_id, str(kept), wall_us())
         self.metrics.ready.set(1)
 
     @property
@@ -147,6 +147,18 @@ class Wardcast:
     def render(self, template: str, **context: Any) -> str:
         """A page."""
         return self.templates.get_template(template).render(**context)
+
+
+def keep(bundle: Bundle, folder: Path) -> Path:
+    """A copy of a bundle that served, so that what it said can be repeated after another took its place."""
+    kept = folder.absolute() / bundle.model_id
+    if not kept.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            copy = shutil.copytree(bundle.folder, Path(aside) / "copy")
+            with suppress(OSError):  # another worker was first
+                copy.rename(kept)
+    return kept
 
 
 def wall_us() -> int:

@@ -265,6 +265,8 @@ def test_an_old_prediction_is_explained_by_its_own_model(service: Any, patient: 
     identity = score(service, patient().rounds(range(12)).score_request(12))["prediction_id"]
     elsewhere = service.settings.with_sepsis_model(tmp_path / "no-model-here")
     assert explain_prediction(elsewhere, identity)["identical"]
+    kept = service.settings.var / "models" / service.state.bundles["sepsis"].model_id
+    assert (kept / "bundle.json").read_bytes() == (service.settings.sepsis_model / "bundle.json").read_bytes()
     store = Store.open(service.settings.store_url, service.settings.store_key)
     with store.write() as connection:
         connection.exec_driver_sql("delete from models")
