@@ -1,0 +1,104 @@
+"""How quick and how good the bed forecast is: exact counts, one report, a backtest on a hospital never seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.clean import clean
+from features.sources.synthetic import simulate
+from features.sources.visits import through_ed, visit_events
+from models.beds import BedModel
+from models.bundle import Bundle
+from models.forecast import poisson_binomial
+from serving.reports.forecast import forecast_beds
+from training import backtest
+
+RELEASED = Path(__file__).resolve().parents[2] / "models" / "admissions" / "released"
+START = datetime(2026, 2, 2, tzinfo=UTC)
+NEVER_SEEN = 4711
+
+
+def cpu_ms(count: int, work: Callable[[], object]) -> float:
+    """Median CPU milliseconds of one call."""
+    took = []
+    for _ in range(count):
+        began = time.process_time()
+        work()
+        took.append((time.process_time() - began) * 1000)
+    return float(np.median(took))
+
+
+def by_table(p: np.ndarray) -> np.ndarray:
+    """The same numbers by the usual dynamic programme, one patient and one count at a time."""
+    pmf = [1.0]
+    for one in p:
+        pmf = [
+            (pmf[k] * (1 - one) if k < len(pmf) else 0.0) + (pmf[k - 1] * one if k else 0.0)
+            for k in range(len(pmf) + 1)
+        ]
+    return np.array(pmf)
+
+
+def bench() -> Iterator[dict[str, Any]]:
+    p = np.random.default_rng(0).random(400)
+    exact, plain = cpu_ms(20, lambda: poisson_binomial(p)), cpu_ms(3, lambda: by_table(p))
+    yield {"name": "poisson_binomial_400", "value": exact, "unit": "ms", "reference": plain, "goal": "<= 5"}
+    began = time.process_time()
+    simulate(14, 1, START)
+    yield {"name": "simulate_14_days", "value": time.process_time() - began, "unit": "s", "goal": "<= 5"}
+    yield from _report()
+    yield from _backtest()
+
+
+def _report() -> Iterator[dict[str, Any]]:
+    """500 undecided patients and some 800 inpatients at one moment."""
+    made = simulate(45, 3, START, ed_per_day=700, observe=("ed",))
+    now = pd.Timestamp(START) + pd.Timedelta(days=43, hours=17)
+    visits = made.visits.copy()
+    late = visits["arrival_time"].between(now - pd.Timedelta(hours=22), now) & through_ed(visits)
+    for column in ("decision_time", "admission_time", "discharge_time"):
+        visits[column] = visits[column].mask(late)
+    present = visits.loc[late, "encounter_id"].iloc[-500:]
+    visits = visits[~late | visits["encounter_id"].isin(present)]
+    events = clean(made.events)[0]
+    bundle = Bundle.load(RELEASED)
+    took = cpu_ms(5, lambda: forecast_beds(visits, events, bundle, now, "UTC"))
+    forecast = forecast_beds(visits, events, bundle, now, "UTC")
+    whole = forecast.cell("hospital", "tomorrow")
+    yield {"name": "report_patients_in_ed", "value": forecast.in_ed_now, "unit": "patients"}
+    yield {"name": "report_inpatients", "value": whole.occupied_now, "unit": "patients"}
+    yield {"name": "report_cpu", "value": took, "unit": "ms", "goal": "<= 300"}
+
+
+def _backtest() -> Iterator[dict[str, Any]]:
+    """Ninety days of a simulated hospital with another seed, released model, huddle at 08:00 and 16:00."""
+    days = 132
+    made = simulate(days, NEVER_SEEN, START, observe=("ed",))
+    bundle = Bundle.load(RELEASED)
+    events = pd.concat([clean(made.events)[0], visit_events(made.visits)], ignore_index=True)
+    first, last = pd.Timestamp(START) + pd.Timedelta(days=42), pd.Timestamp(START) + pd.Timedelta(days=days)
+    times = backtest.forecast_times(first, last, ["08:00", "16:00"], "UTC")
+    table = backtest.run(
+        made.visits, bundle.spec.features.flatten(events), BedModel.of(bundle), bundle, times, "UTC"
+    )
+    judged = backtest.judge(table)
+    for window, kinds in judged["needed"].items():
+        for kind, f in kinds.items():
+            yield {
+                "name": f"{window}_{kind}_coverage_90",
+                "value": f["coverage_90"],
+                "unit": "share",
+                "goal": ">= 0.87",
+            }
+            usual = {"reference": f["same_weekday_crps"]}
+            yield {"name": f"{window}_{kind}_crps", "value": f["crps"], "unit": "beds", **usual}
+    cells = judged["rpit"]
+    share = cells["miscalibrated"] / cells["cells"]
+    yield {"name": "rpit_cells_miscalibrated", "value": share, "unit": "share", "goal": "<= 0.15"}
