@@ -18,6 +18,8 @@ MEASURES: Final = {
     "slope": ("Slope", 2),
     "observed_expected": ("O/E", 2),
 }
+RANKING: Final = ("utility", "auroc", "auprc")
+CALIBRATION: Final = ("brier", "ici", "slope", "observed_expected")
 RIVALS: Final = {"clock": "hours in intensive care alone", "sirs": "SIRS, partial", "news2": "NEWS2, partial"}
 
 
@@ -57,24 +59,28 @@ def evaluation_text(evaluation: Table) -> str:
 
 
 def _measures(evaluation: Table) -> str:
+    """Two tables, each narrow enough for a terminal: who, and how well told apart; how well calibrated."""
+    return "\n\n".join(_measured(evaluation, names) for names in (RANKING, CALIBRATION))
+
+
+def _measured(evaluation: Table, names: Sequence[str]) -> str:
+    told = names is RANKING
     head = [
         "Hospital",
         "Hours",
-        "Patients (septic)",
-        "Prevalence",
-        *(title for title, _ in MEASURES.values()),
+        *(["Patients (septic)", "Prevalence"] if told else []),
+        *(MEASURES[m][0] for m in names),
     ]
-    rows = [
-        [
-            row["hospital"],
-            row["hours"],
-            f"{row['patients']:,} ({row['septic_patients']:,})",
-            "–" if row["prevalence_per_hour"] is None else f"{row['prevalence_per_hour']:.2%} per hour",
-            *(with_interval(row["measures"][m], digits) for m, (_, digits) in MEASURES.items()),
-        ]
-        for row in evaluation["table"]
-    ]
+    rows = []
+    for row in evaluation["table"]:
+        who = [f"{row['patients']:,} ({row['septic_patients']:,})", _prevalence(row["prevalence_per_hour"])]
+        figures = [with_interval(row["measures"][m], MEASURES[m][1]) for m in names]
+        rows.append([row["hospital"], row["hours"], *(who if told else []), *figures])
     return markdown(head, rows)
+
+
+def _prevalence(share: float | None) -> str:
+    return "–" if share is None else f"{share:.2%} per hour"
 
 
 def _rivals(evaluation: Table) -> str:

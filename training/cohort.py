@@ -157,12 +157,13 @@ def sources_of(path: Path) -> Iterator[Patients]:
 def _physionet(path: Path | None) -> tuple[Iterator[Patients], Ints, dict[str, Any]]:
     if path is None:
         raise DataError("Say where the data are: --source physionet2019 --input DIR.")
-    files = [{"name": f.name, "sha256": _sha256(f)} for f in physionet2019.files(path)]
+    files = [{"name": f.name, "sha256": sha256(f)} for f in physionet2019.files(path)]
     origin = {"source": "physionet2019", "files": files, "citation": CITATION}
     return sources_of(path), physionet_labels.read_labels(path), origin
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Fingerprint of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

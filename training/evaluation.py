@@ -21,13 +21,14 @@ import pandas as pd
 from features.clock import HOUR_US, micros
 from features.errors import ConfigError, DataError
 from features.labels import physionet2019 as physionet_labels
+from features.sources import physionet2019
 from models import metrics
 from models.bundle import Bundle, dump_json
 from models.cards import evaluation_text
 from models.decision import AlertPolicy, pages
 from models.metrics import Scored
 from models.scope import SCORED
-from training.cohort import Patients, prepare, sources_of
+from training.cohort import Patients, prepare, sha256, sources_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -307,10 +308,20 @@ def evaluate_file(
     judged = judged_rows(rows, labels[rows.index.to_numpy()], bundle)
     evaluation = evaluate(judged, bundle.spec.section("training").get("replicates", REPLICATES))
     evaluation["data"] = {"name": input.name, "rows": len(rows), "model_id": bundle.model_id}
+    if trained_on(bundle, input):
+        notes[
+            "These patients trained the model, which flatters it. The card has the cross-validated figures."
+        ] = None
     output = output or _reports() / f"evaluation-{bundle.model_id.replace('@', '-')}-{input.stem}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(dump_json(evaluation), encoding="utf-8")
     return EvaluationResult(bundle.model_id, evaluation, output, tuple(notes))
+
+
+def trained_on(bundle: Bundle, input: Path) -> bool:
+    """Whether any of the files is one that the bundle was trained on, byte for byte."""
+    known = {f["sha256"] for f in bundle.parts["data"].get("files", [])}
+    return any(sha256(f) in known for f in physionet2019.files(input))
 
 
 def judged_rows(rows: pd.DataFrame, label: Ints, bundle: Bundle) -> Judged:

@@ -112,6 +112,18 @@ def test_evaluation_uses_the_models_own_thresholds(icu_file, icu_hours, scores, 
     assert "Utility" in result.summary()
 
 
+def test_patients_that_trained_the_model_flatter_it_and_that_is_said(icu_file, icu_hours, model, tmp_path):
+    assert (
+        "flatters"
+        in evaluate_file("sepsis", "physionet2019", icu_file, str(model), tmp_path / "t.json").summary()
+    )
+    icu_hours.iloc[::-1].to_parquet(tmp_path / "other.parquet")
+    other = evaluate_file(
+        "sepsis", "physionet2019", tmp_path / "other.parquet", str(model), tmp_path / "t.json"
+    )
+    assert "flatters" not in other.summary()
+
+
 def test_evaluation_saves_under_var_unless_told(icu_file, model, var):
     result = evaluate_file("sepsis", "physionet2019", icu_file, str(model))
     assert result.output.parent == var / "reports"
