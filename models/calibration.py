@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 METHODS: Final = ("isotonic", "beta", "logistic")
+TIE: Final = 1e-4
 FEWEST_EVENTS: Final = 30
 """A knot stands on at least so many positives and as many negatives: fewer, and its log-odds are noise."""
 
@@ -129,19 +130,22 @@ class Calibrator:
 def choose(
     raw: Floats, label: Ints, fold: Ints, methods: tuple[str, ...] = METHODS
 ) -> tuple[Calibrator, dict[str, float]]:
-    """Fit the map with the lowest cross-fitted log loss.
+    """Fit the first map whose cross-fitted log loss is within a ten-thousandth of the lowest.
 
     Parameters
     ----------
     raw, label, fold : shape (n,)
         ``fold`` keeps a patient's rows together: each fold is judged by maps fitted on the other folds.
+    methods : tuple of str
+        In order of preference: maps that tie in log loss can still differ in calibration.
 
     Returns
     -------
     The chosen calibrator, fitted on all rows, and each method's log loss.
     """
     losses = {method: _cross_fitted_loss(raw, label, fold, method) for method in methods}
-    return Calibrator.fit(raw, label, method=min(losses, key=lambda m: losses[m])), losses
+    chosen = next(m for m in methods if losses[m] <= (1 + TIE) * min(losses.values()))
+    return Calibrator.fit(raw, label, method=chosen), losses
 
 
 def _cross_fitted_loss(raw: Floats, label: Ints, fold: Ints, method: str) -> float:

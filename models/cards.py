@@ -22,6 +22,12 @@ RANKING: Final = ("utility", "auroc", "auprc")
 CALIBRATION: Final = ("brier", "ici", "slope", "observed_expected")
 RIVALS: Final = {"clock": "hours in intensive care alone", "sirs": "SIRS, partial", "news2": "NEWS2, partial"}
 
+PAGES: Final = (
+    "Pages up to onset. Sensitivity: septic stays paged at all, and paged within the last 12 h before onset. Stay PPV: "
+    "paged stays that are septic; page PPV: pages followed by onset within 24 h. Lead: first page to onset; it says "
+    "little without the rate beside it."
+)
+
 
 def number(value: float | None, digits: int) -> str:
     """A figure for people; a dash where it could not be had."""
@@ -101,24 +107,24 @@ def _rivals(evaluation: Table) -> str:
 
 def _alerts(evaluation: Table) -> str:
     head = [
-        "Pages",
+        "Pages at",
         "Hours",
-        "Per 100 patient-days",
-        "Septic stays paged",
-        "… in the last 12 h",
+        "/100 patient-days",
+        "Sensitivity",
+        "last 12 h",
         "Stay PPV",
-        "Page PPV (24 h)",
-        "Lead, median [quartiles]",
-        "Prevalence",
+        "Page PPV",
+        "Lead, h [quartiles]",
+        "Septic stays",
     ]
     rows = []
     for row in evaluation["alerts"]:
-        lead = f"{number(row['lead_h_median'], 0)} h [{number(row['lead_h_q1'], 0)}, {number(row['lead_h_q3'], 0)}]"
+        lead = f"{number(row['lead_h_median'], 0)} [{number(row['lead_h_q1'], 0)}, {number(row['lead_h_q3'], 0)}]"
         figures = [number(row[k], 2) for k in ("sensitivity", "sensitivity_12h", "stay_ppv", "page_ppv")]
-        prevalence = f"{number(row['prevalence_per_stay'], 3)} per stay"
+        prevalence = "–" if row["prevalence_per_stay"] is None else f"{row['prevalence_per_stay']:.1%}"
         rate = number(row["pages_per_100_patient_days"], 1)
         rows.append([row["hospital"], row["hours"], rate, *figures, lead, prevalence])
-    return markdown(head, rows)
+    return markdown(head, rows) + "\n\n" + PAGES
 
 
 def sepsis_card(

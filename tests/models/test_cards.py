@@ -56,7 +56,7 @@ def test_tables_are_markdown_and_line_up():
 def test_the_table_names_unit_of_analysis_and_prevalence(evaluation):
     text = evaluation_text(evaluation)
     assert "1.80% per hour" in text
-    assert "0.066 per stay" in text
+    assert "6.6%" in text
     assert "0.310 (0.200–0.400)" in text
     assert "hours in intensive care alone" in text
     assert "300 bootstrap replicates of patients" in text
