@@ -37,6 +37,8 @@ from serving.store.store import Store
 FIRST_DAY: Final = datetime(2026, 1, 5, tzinfo=UTC)
 """A Monday. The demo's calendar is fixed, so that the same seed tells the same story."""
 HISTORY_DAYS: Final = 42
+MEETING: Final = timedelta(hours=8)
+"""The stream ends on the morning after the last day, in time for the bed meeting."""
 ICU_BEDS: Final = 24
 USEFUL_LEAD: Final = timedelta(hours=24)
 """An alert counts as true when sepsis begins within a day of it."""
@@ -119,11 +121,12 @@ def run_demo(training: Sequence[str], *, var: Path, days: int, seed: int, keep_r
     start = FIRST_DAY + timedelta(days=HISTORY_DAYS)
     with _service(settings) as server, _trainer(training, settings) as trainer:
         with console.status(f"Simulating {HISTORY_DAYS + days} days of a hospital"):
-            hospital = simulate(HISTORY_DAYS + days, seed, FIRST_DAY, icu_beds=ICU_BEDS)
+            hospital = simulate(HISTORY_DAYS + days + 1, seed, FIRST_DAY, icu_beds=ICU_BEDS)
         _say(f"Simulated a hospital: {len(hospital.visits):,} visits, {len(hospital.events):,} observations.")
         _wait_ready(settings, server)
-        _stream(settings, hospital, start, days)
-        _report(settings, hospital, start, start + timedelta(days=days))
+        end = start + timedelta(days=days) + MEETING
+        _stream(settings, hospital, start, end)
+        _report(settings, hospital, start, end)
         _models(trainer, settings)
         _say(f"Done in {time.monotonic() - started:.0f} s.")
         _farewell(settings)
@@ -132,7 +135,7 @@ def run_demo(training: Sequence[str], *, var: Path, days: int, seed: int, keep_r
 
 
 def _say(line: str) -> None:
-    console.print(f"[bold green]•[/] {line}", highlight=False)
+    console.print("[bold green]•[/]", line, highlight=False, soft_wrap=True)
 
 
 def _fresh_settings(var: Path) -> Settings:
@@ -209,10 +212,10 @@ def _client(settings: Settings) -> httpx.Client:
     return httpx.Client(base_url=settings.url, headers=headers, timeout=120)
 
 
-def _stream(settings: Settings, hospital: Hospital, start: datetime, days: int) -> None:
+def _stream(settings: Settings, hospital: Hospital, start: datetime, end: datetime) -> None:
     """Send the history, then every hour's news with the sender's clock; at the end ask about those out of scope."""
     bar = Progress(TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    hours = [start + timedelta(hours=h) for h in range(days * 24 + 1)]
+    hours = [start + timedelta(hours=h) for h in range((end - start) // timedelta(hours=1) + 1)]
     known: pd.DataFrame | None = None
     scored, before = 0, pd.Timestamp(FIRST_DAY) - pd.Timedelta(days=400)
     with _client(settings) as client, bar:
@@ -224,7 +227,9 @@ def _stream(settings: Settings, hospital: Hospital, start: datetime, days: int) 
             scored += _post(client, changed, events, now)
             known, before = encounters, pd.Timestamp(now)
             bar.advance(task)
-    _say(f"Streamed {days} days in hourly batches; the service scored adult ICU patients {scored:,} times.")
+    _say(
+        f"Streamed {len(hours) - 1} hours in hourly batches; the service scored adult ICU patients {scored:,} times."
+    )
     with _client(settings) as client:
         _ask_others(client, encounters_at(hospital, hours[-1]))
 
@@ -310,15 +315,14 @@ def _models(trainer: subprocess.Popen[bytes], settings: Settings) -> None:
 
 
 def _farewell(settings: Settings) -> None:
+    where = {
+        "Open": f"{settings.url}/sign-in#token={settings.token}  (signs you in; then Worklist, Beds, Monitor, Model)",
+        "Runs": f".venv/bin/mlflow ui --backend-store-uri sqlite:///{settings.var}/mlflow.db",
+        "Files": f"{settings.var}/reports and {settings.var}/monitor",
+    }
     console.print()
-    sign_in = f"{settings.url}/sign-in#token={settings.token}"
-    console.print(
-        "[bold]Open[/]", f"{sign_in}   (signs you in; then Worklist, Beds, Monitor, Model)", highlight=False
-    )
-    console.print(
-        "[bold]Runs[/]", f".venv/bin/mlflow ui --backend-store-uri sqlite:///{settings.var}/mlflow.db"
-    )
-    console.print("[bold]Files[/]", f"{settings.var}/reports, {settings.var}/monitor", highlight=False)
+    for what, place in where.items():
+        console.print(f"[bold]{what:5}[/]", place, highlight=False, soft_wrap=True)
 
 
 def _until_interrupted(server: subprocess.Popen[bytes]) -> None:
