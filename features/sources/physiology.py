@@ -62,6 +62,8 @@ LAB_MIN: Final = (30.0, 90.0)
 SAME_NEEDLE: Final = {
     "minerals": "chemistry", "count": "chemistry", "lactate": "gas", "fibrinogen": "clotting", "conjugated": "liver",
 }  # fmt: skip
+ONE_UNIT_ONLY: Final = ("bicarbonate", "chloride")
+"""Hardly ever asked for in the second hospital of PhysioNet 2019, nor in our second unit."""
 POINT_OF_CARE: Final = ("gas", "lactate", "glucose")
 
 
@@ -298,6 +300,8 @@ def _observe_some(stays: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame
     parts = []
     for q in _written():
         now = drawn[q.panel]
+        if q.concept in ONE_UNIT_ONLY:
+            now = now & ~stays["other_units"].to_numpy(bool)[:, None]
         if q.concept == "dbp":  # charted less often than systolic and mean pressure
             now = now & (rng.random(now.shape) < 0.8)
         stay, hour = np.nonzero(now)

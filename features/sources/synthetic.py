@@ -69,7 +69,7 @@ WEEKEND_KEPT: Final = 0.4
 SOURCES: Final = ("lung", "abdomen", "urine", "line")
 
 ICU_FULL: Final = 0.82
-ICU_STAY_H: Final = (39.0, 0.55)
+ICU_STAY_H: Final = (36.0, 0.42)
 """Median hours and log spread of a stay without sepsis: the short stays of PhysioNet 2019."""
 SEPTIC_SHARE: Final = 0.14
 

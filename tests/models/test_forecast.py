@@ -190,7 +190,7 @@ def test_recalibration_widens_what_was_too_narrow():
         [randomised_pit(mended, int(y), u) for y, u in zip(again, rng.random(3000), strict=True)]
     )
     assert pit_coverage(pit, 0.9) < 0.75
-    assert 0.87 < pit_coverage(after, 0.9) < 0.93
+    assert 0.85 < pit_coverage(after, 0.9) < 0.93
     assert mended.quantile(0.95) > narrow.quantile(0.95)
 
 
