@@ -153,7 +153,7 @@ def _usable(
     taken: dict[int, Item] = {}
     seen: set[bytes] = set()
     for k, event in enumerate(events):
-        item = Item.of(event, encounter_id)
+        item = Item.of(event, encounter_id, now)
         times = {"time": item.time, "available_time": item.available}
         late = next((name for name, t in times.items() if t > when), None)
         if late is not None:

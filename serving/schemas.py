@@ -72,7 +72,9 @@ class EventBody(Contract):
     )
     time: Instant = Field(description="When it happened at the bedside.")
     available_time: Instant | None = Field(
-        None, description="When the hospital's systems could first show it; `time` where left out."
+        None,
+        description="When the hospital's systems could first show it. Where left out: `time` and the delay that "
+        "concepts.csv declares for the concept (laboratory results), but never later than the call.",
     )
     value: Number | None = None
     text: Annotated[str, Field(max_length=2000)] | None = None

@@ -98,19 +98,24 @@ class Item:
     named_by: str
 
     @classmethod
-    def of(cls, event: EventBody, encounter_id: str) -> Item:
-        """Read an event of the API; a concept is its own code."""
+    def of(cls, event: EventBody, encounter_id: str, received: int) -> Item:
+        """Read an event of the API; a concept is its own code.
+
+        Where the sender does not say when it became available, its concept's declared policy does; but what was
+        ``received`` (microseconds) was available.
+        """
         named_by = "code" if event.code is not None else "concept"
         code = event.code if event.code is not None else f"WARDCAST//{event.concept}"
         time = to_us(event.time)
-        available = time if event.available_time is None else to_us(event.available_time)
+        stated = None if event.available_time is None else to_us(event.available_time)
+        available = max(time, min(time + _policy_us(code), received)) if stated is None else stated
         content = facts.content_hash(
             (
                 encounter_id,
                 event.source_id,
                 code,
                 time,
-                available,
+                stated,
                 event.value,
                 event.text,
                 event.unit,
@@ -169,6 +174,12 @@ def _table(items: Sequence[Item], subjects: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(
         {k: pd.Series(v, dtype=object) if isinstance(v, list) else v for k, v in columns.items()}
     )
+
+
+def _policy_us(code: str) -> int:
+    """How long after its collection a fact of this code shows, microseconds; none for a code nobody mapped."""
+    known = loader.codes().get(code)
+    return int(loader.concepts()[known.concept].available_after_min * 60e6) if known else 0
 
 
 def _fault(reason: str, item: Item) -> Fault:
@@ -253,7 +264,7 @@ def _receive_events(
     connection: Connection, news: EventsRequest, known: dict[str, dict[str, Any]], now: int
 ) -> tuple[list[Verdict], set[str]]:
     known = known | facts.latest(connection, {e.encounter_id for e in news.events} - set(known))
-    items = [Item.of(event, event.encounter_id) for event in news.events]
+    items = [Item.of(event, event.encounter_id, now) for event in news.events]
     refused = [_refusal(item, item.encounter_id in known, now) for item in items]
     taken = [item for item, wrong in zip(items, refused, strict=True) if wrong is None]
     subjects = {who: about["subject_id"] for who, about in known.items()}

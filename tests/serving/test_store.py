@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from sqlalchemy import delete, select, update
 
+from features.concepts import loader
 from features.errors import ConfigError, DataError
 from serving.store import audit
 from serving.store.store import Store
@@ -96,6 +97,24 @@ def test_the_store_tells_what_was_known_then(service: Any, patient: Any):
     with store.read() as connection:
         rows = connection.execute(select(events.c.raw_value).where(events.c.source_id == "lab-9")).all()
     assert [r[0] for r in rows] == [4.1, 1.4]
+
+
+def test_a_result_without_its_own_time_shows_after_the_declared_delay_but_no_later_than_it_came(
+    service: Any, patient: Any
+):
+    """concepts.csv: lactate shows some minutes after it is drawn, a heart rate at once."""
+    delay = loader.concepts()["lactate"].available_after_min / 60
+    assert 0 < delay < 2
+    early = patient().measure(1, "lactate", 3.0).measure(1, "heart_rate", 90.0)
+    assert [v["verdict"] for v in service.send(early.news(1 + delay / 4))["events"]] == ["accepted"] * 2
+    late = patient().measure(2, "lactate", 4.0)
+    assert service.send(late.news(5))["events"][0]["verdict"] == "accepted"
+    assert service.send(late.news(6))["events"][0]["verdict"] == "duplicate"
+    known = service.state.store.events(["enc-1"], patient().at(5)).set_index(["concept", "time"])
+    shown = known["available_time"].xs("lactate")
+    assert shown[pd.Timestamp(patient().at(1))] == patient().at(1 + delay / 4)
+    assert shown[pd.Timestamp(patient().at(2))] == patient().at(2 + delay)
+    assert known["available_time"].xs("heart_rate").tolist() == [patient().at(1)]
 
 
 def test_visits_hold_only_what_was_known_at_the_moment(service: Any, patient: Any):
