@@ -8,6 +8,7 @@ and NEWS2.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -362,8 +363,6 @@ def _bundle(product: str, source: str, model: str | None) -> Bundle:
 
 
 def _threads() -> int:
-    import os
-
     return os.cpu_count() or 1
 
 

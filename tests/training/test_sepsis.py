@@ -171,6 +171,12 @@ def test_sources_and_inputs_that_cannot_be_are_named(small_spec, quiet):
         sepsis.train("physionet2019", None, spec=small_spec)
 
 
+def test_a_spec_that_says_too_little_is_refused_before_anything_is_read(small_spec, quiet, tmp_path):
+    (tmp_path / "spec.toml").write_text(small_spec.read_text().replace("keep = 0.5\n", ""))
+    with pytest.raises(SpecError, match=r"lacks training\.keep"):
+        sepsis.train("physionet2019", None, spec=tmp_path / "spec.toml")
+
+
 def test_the_released_bundle_is_what_its_spec_and_card_say(repo: Path):
     released = Bundle.load(repo / "models" / "sepsis" / "released")
     assert sum(f.stat().st_size for f in released.folder.rglob("*") if f.is_file()) <= 5_000_000
