@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Query, Request
@@ -150,5 +151,10 @@ def _markdown(text: str) -> Markup:
 
 def page_error(state: Wardcast, refusal: Refusal) -> HTMLResponse:
     """A refusal as a page."""
-    content = state.render("message.html", title=refusal.message, message="", remedy=refusal.remedy)
+    content = state.render(
+        "message.html",
+        title=HTTPStatus(refusal.status).phrase.capitalize(),
+        message=refusal.message,
+        remedy=refusal.remedy,
+    )
     return HTMLResponse(content, status_code=refusal.status)
