@@ -24,11 +24,9 @@ demo: setup ## a simulated hospital streams into the service: alerts, bed foreca
 test: setup ## run the tests (set WARDCAST_DATA to include those on real patients)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: setup ## format, lint, types, walls
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+check: setup ## format, lint, types, walls; all four, even where one is red
+	@status=0; for tool in "ruff format --check ." "ruff check ." mypy lint-imports; do \
+	  echo "$$tool"; $(BIN)/$$tool || status=1; done; exit $$status
 
 format: setup ## put the code in the house's format
 	$(BIN)/ruff format .

@@ -67,7 +67,8 @@ def _mlflow() -> Any:
     chosen = os.environ.get(URI)
     mlflow.set_tracking_uri(tracking_uri())
     if chosen is None:
-        os.environ.pop(URI, None)  # MLflow sets it for child processes, and we would take it for a user's choice
+        # MLflow sets it for child processes, and we would take it for a user's choice.
+        os.environ.pop(URI, None)
     return mlflow
 
 
