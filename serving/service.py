@@ -6,8 +6,11 @@ nothing of ours: its metrics are off, the rest of its routes step aside.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import socket
+import tempfile
 from functools import cache
 from typing import Any, Final
 
@@ -80,6 +83,37 @@ class Wardcast:
 Wardcast.add_asgi_middleware(OursFirst)  # type: ignore[attr-defined]  # the decorator's type hides the service
 
 
+def keep_control_private() -> None:
+    """Give BentoML's process manager control sockets that only this user can open.
+
+    BentoML puts them on loopback TCP, where any account of this machine could have it start a command in our name.
+
+    Raises
+    ------
+    ConfigError
+        This BentoML starts its processes another way, and the sockets could be open: better not to serve.
+    """
+    from bentoml._internal.utils import circus as manager
+
+    if not hasattr(manager, "create_standalone_arbiter"):
+        raise ConfigError(
+            "This BentoML is not known to be safe on a shared machine; install the locked version."
+        )
+    folder = tempfile.mkdtemp(
+        prefix="wardcast-"
+    )  # 0700; in the system's folder, since socket paths must be short
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+    def private(watchers: list[Any], *, threaded: bool = False, **options: Any) -> Any:
+        made = manager.ThreadedArbiter if threaded else manager.Arbiter
+        options.setdefault("check_delay", 10)
+        return made(
+            watchers, endpoint=f"ipc://{folder}/control", pubsub_endpoint=f"ipc://{folder}/news", **options
+        )
+
+    manager.create_standalone_arbiter = private
+
+
 def preflight(settings: Settings) -> None:
     """Find out now what would else make workers fail one after another.
 
@@ -113,6 +147,7 @@ def serve(settings: Settings) -> None:
         See :func:`preflight`.
     """
     preflight(settings)
+    keep_control_private()
     os.environ.update(settings.environment())
     os.environ.setdefault("BENTOML_HOME", str(settings.var / "bentoml"))
     print(f"Wardcast is starting at {settings.url}", flush=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from features.errors import ConfigError, SpecError
@@ -87,6 +88,19 @@ def test_every_path_is_ours(running: Running):
     assert running.client.get("/", follow_redirects=True).text.count("Sepsis worklist") == 1
     for path in ("/healthz", "/livez", "/readyz"):
         assert running.client.get(path).json()["status"] in ("alive", "ready")
+
+
+@pytest.mark.slow
+def test_one_port_listens_and_nothing_else(running: Running):
+    """A process manager's control socket on TCP would take orders from every account of the machine."""
+    ours = psutil.Process(running.process.pid)
+    listening = {
+        connection.laddr.port
+        for process in [ours, *ours.children(recursive=True)]
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {running.client.base_url.port}
 
 
 @pytest.mark.slow
