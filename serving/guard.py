@@ -98,7 +98,8 @@ class Guard:
         if scheme.lower() == "bearer" and token:
             return self._state.credentials.caller(token.strip())
         cookie = _cookie(scope)
-        return session_caller(self._state.store, cookie, wall_us()) if cookie else None
+        caller = session_caller(self._state.store, cookie, wall_us()) if cookie else None
+        return caller if caller and self._state.credentials.still_knows(caller) else None
 
     def _denial(self, scope: Scope, caller: Caller | None) -> Refusal | None:
         path = scope["path"]

@@ -87,7 +87,7 @@ def parse_time(text: str, timezone: str) -> pd.Timestamp:
     try:
         at = pd.Timestamp(datetime.fromisoformat(text))
     except ValueError:
-        raise DataError(f"{text[:40]!r} is not a time. Write for example 2026-01-12T08:00.") from None
+        raise DataError("`at` is not a time. Write for example 2026-01-12T08:00.") from None
     if at.tzinfo is None:
         at = at.tz_localize(ZoneInfo(timezone), ambiguous=True, nonexistent="shift_forward")
     return at.tz_convert("UTC")

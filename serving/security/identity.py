@@ -80,6 +80,10 @@ class Credentials:
         """Who carries this token; None where nobody does."""
         return self._known.get(hashed(token))
 
+    def still_knows(self, caller: Caller) -> bool:
+        """Whether someone of this name still has this role: a session ends with the token that opened it."""
+        return any((known.name, known.role) == (caller.name, caller.role) for known in self._known.values())
+
 
 def _read(path: Path) -> dict[str, Caller]:
     if not path.is_file():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from serving.security.identity import hashed
+from serving.security.identity import Caller, Credentials, hashed
 from serving.store.tables import audit, sessions
 
 PATHS = [
@@ -163,6 +163,15 @@ def test_signing_out_ends_the_session_on_the_server(service: Any):
     assert service.client.get("/worklist", headers=cookie).status_code == 200
     assert service.client.post("/sign-out", headers=cookie | own).status_code == 303
     assert service.client.get("/worklist", headers=cookie).status_code == 401
+
+
+def test_a_session_ends_with_the_token_that_opened_it(hospital: Any):
+    cookie = {"Cookie": sign_in(hospital, "vera").headers["set-cookie"].split(";")[0]}
+    hospital.client.cookies.clear()
+    assert hospital.client.get("/worklist", headers=cookie).status_code == 200
+    left = {n: r for n, r in ROLES.items() if n != "vera"}
+    hospital.state.credentials = Credentials({hashed(n): Caller(n, r) for n, r in left.items()})
+    assert hospital.client.get("/worklist", headers=cookie).status_code == 401
 
 
 @pytest.mark.parametrize("column", ["seen_time", "started_time"])
