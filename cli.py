@@ -198,7 +198,7 @@ def main() -> None:
     try:
         app()
     except WardcastError as error:
-        err.print(f"[bold red]wardcast:[/] {error}", highlight=False)
+        err.print("[bold red]wardcast:[/]", str(error), highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
