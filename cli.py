@@ -24,6 +24,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from features.errors import WardcastError
 
@@ -198,7 +199,7 @@ def main() -> None:
     try:
         app()
     except WardcastError as error:
-        err.print("[bold red]wardcast:[/]", str(error), highlight=False, soft_wrap=True)
+        err.print("[bold red]wardcast:[/]", escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
