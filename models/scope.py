@@ -19,6 +19,7 @@ from models.spec import Spec
 SCORED: Final = "scored"
 OUT_OF_SCOPE: Final = "out_of_scope"
 INSUFFICIENT_DATA: Final = "insufficient_data"
+ADMISSION: Final = "icu_admission__hours_since_last"
 KEYS: Final = ("encounter_classes", "min_age", "vitals", "recent_h", "min_vitals")
 
 Matrix = npt.NDArray[np.float32]
@@ -51,21 +52,36 @@ def recent_vitals(matrix: Matrix, spec: Spec) -> npt.NDArray[np.int64]:
     return np.asarray((matrix[:, columns] <= scope["recent_h"]).sum(axis=1), dtype=np.int64)
 
 
+def admission_known(matrix: Matrix, spec: Spec) -> npt.NDArray[np.bool_]:
+    """Whether the admission to intensive care is known, shape (n,); where no feature reads it, nobody misses it.
+
+    What is said of the patient is dated by it: a score without it would do without age and sex, unnoticed.
+    """
+    if ADMISSION not in spec.features.names:
+        return np.ones(len(matrix), dtype=np.bool_)
+    return ~np.isnan(matrix[:, spec.features.names.index(ADMISSION)])
+
+
 def assess(
     encounter_class: Sequence[str] | pd.Series,
     age_years: npt.ArrayLike,
     n_recent_vitals: npt.ArrayLike,
     spec: Spec,
+    admitted: npt.ArrayLike = True,
 ) -> npt.NDArray[np.object_]:
     """Say of each row whether it can be scored, and if not, why.
 
     Parameters
     ----------
     encounter_class : "ed", "ward" or "icu", shape (n,)
+        Empty or None where nobody said: then nobody can say that the model is for the patient, which is
+        ``insufficient_data``.
     age_years : float, shape (n,)
         NaN where unknown: then nobody can say that the patient is an adult, which is ``insufficient_data``.
     n_recent_vitals : int, shape (n,)
         From :func:`recent_vitals`.
+    admitted : bool, shape (n,)
+        From :func:`admission_known`; only asked of those in intensive care.
 
     Returns
     -------
@@ -73,8 +89,10 @@ def assess(
     """
     scope = scope_of(spec)
     age = np.asarray(age_years, dtype=np.float64)
-    elsewhere = ~np.isin(np.asarray(encounter_class, dtype=object), scope["encounter_classes"])
-    outside = elsewhere | (age < scope["min_age"])
-    unknown = np.isnan(age) | (np.asarray(n_recent_vitals) < scope["min_vitals"])
+    place = np.asarray(encounter_class, dtype=object)
+    unsaid = pd.isna(place) | (place == "")
+    outside = ~(unsaid | np.isin(place, scope["encounter_classes"])) | (age < scope["min_age"])
+    undated = (place == "icu") & ~np.asarray(admitted, dtype=np.bool_)
+    unknown = unsaid | np.isnan(age) | undated | (np.asarray(n_recent_vitals) < scope["min_vitals"])
     statuses = np.select([outside, unknown], [OUT_OF_SCOPE, INSUFFICIENT_DATA], SCORED)
     return statuses.astype(object)

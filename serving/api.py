@@ -20,11 +20,13 @@ from serving.ingest.events import (
     AFTER,
     DUPLICATE,
     FUTURE,
+    OUT_OF_ORDER,
     TOLERANCE_US,
     UNKNOWN_ENCOUNTER,
     Fault,
     Item,
     Verdict,
+    left_before_arriving,
     receive,
     sort_out,
     times_ahead,
@@ -84,6 +86,9 @@ def score(request: Request, body: Body) -> JSONResponse:
     scorer, created = state.scorer, state.now_us()
     when = _moment(asked, created)
     encounter = _encounter(asked, created)
+    if left_before_arriving(encounter):
+        reason, field, remedy = OUT_OF_ORDER
+        raise Refusal(422, reason, f"encounter.{field} lies before another time of the encounter.", remedy)
     ignored, usable = _sifted(encounter, asked.events, when, created)
     result = scorer.score([encounter], usable, when, asked.explain)[0]
     identity = _log(request, result, pack(encounter, usable), created)
@@ -377,10 +382,12 @@ def _why_not(score: Score, scorer: Scorer) -> dict[str, Any] | None:
             f"{', '.join(scope['encounter_classes'])}."
         )
         return {"code": score.status, "message": text, "remedy": "Do not use it for others.", "missing": []}
+    remedy = "Send recent vital signs, the age, and the admission time from which they count."
     return {
         "code": score.status,
-        "message": f"A score needs the age and, within {scope['recent_h']} h, at least {scope['min_vitals']} of the "
-        f"vital signs {', '.join(scope['vitals'])}.",
-        "remedy": "Send recent vital signs, the age, and the admission time from which they count.",
+        "message": "A score needs where the patient is, the age, in intensive care the admission time and, within "
+        f"{scope['recent_h']} h, at least {scope['min_vitals']} of the vital signs {', '.join(scope['vitals'])}.",
+        "remedy": "; ".join(f"{name}: send it" for name in score.unknown) + "." if score.unknown else remedy,
+        "unknown": list(score.unknown),
         "missing": list(score.missing),
     }

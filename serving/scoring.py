@@ -21,7 +21,8 @@ from features.clock import from_micros
 from features.events import EVENT_COLUMNS, encounter_events
 from features.windows import FlatEvents
 from models.bundle import Bundle
-from models.scope import OUT_OF_SCOPE, SCORED, assess, recent_vitals, scope_of
+from models.scope import ADMISSION, OUT_OF_SCOPE, SCORED, admission_known, assess, recent_vitals, scope_of
+from serving.ingest.events import times_ahead
 from serving.reasons import Latest, Reason, latest, reasons
 from serving.store.facts import KNOWN_COLUMNS, event_table, instants
 from serving.store.tables import ENCOUNTER_FACTS
@@ -52,6 +53,8 @@ class Score:
         Every clinical concept, strongest first; empty where not asked for.
     missing : tuple of str
         The vital signs that were looked for and not found recently.
+    unknown : tuple of str
+        The fields of the encounter without which nobody can be scored, and that were not there.
     """
 
     encounter_id: str
@@ -67,6 +70,7 @@ class Score:
     base: float | None = None
     reasons: tuple[Reason, ...] = ()
     missing: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     measured: Mapping[str, Latest] | None = None
 
 
@@ -106,10 +110,11 @@ class Scorer:
         """
         if not encounters:
             return []
-        flat = self.flatten(encounters, events)
+        flat = self.flatten(encounters, events, now)
         matrix = self.features(flat, encounters, now)
         classes, ages = _population(encounters)
-        statuses = assess(classes, ages, recent_vitals(matrix, self.bundle.spec), self.bundle.spec)
+        spec = self.bundle.spec
+        statuses = assess(classes, ages, recent_vitals(matrix, spec), spec, admission_known(matrix, spec))
         raw = self.bundle.raw(matrix)
         probability = self.bundle.calibrator.apply(raw)
         told = [
@@ -138,12 +143,13 @@ class Scorer:
         self.score([nobody], event_table([]), 0)
         self.bundle.contributions(np.full((1, len(self.bundle.feature_names)), np.nan, dtype=np.float32))
 
-    def flatten(self, encounters: Sequence[Facts], events: pd.DataFrame) -> FlatEvents:
+    def flatten(self, encounters: Sequence[Facts], events: pd.DataFrame, now: int) -> FlatEvents:
         """The events that features read, and what encounters say of their patients, as flat arrays.
 
-        What an encounter says is dated at the admission, and gated by that date like every other event.
+        What an encounter says is dated at the admission, and gated by that date like every other event. An admission
+        that lies after ``now`` is as if nobody had said it.
         """
-        about, _ = clean(encounter_events(_said(encounters)))
+        about, _ = clean(encounter_events(_said(encounters, now)))
         together = pd.concat([_plain(events), _plain(about)], ignore_index=True) if len(events) else about
         return self.bundle.spec.features.flatten(together)
 
@@ -194,6 +200,7 @@ class Scorer:
             base=None if contributions is None else float(contributions[-1]),
             reasons=why,
             missing=() if scored else self.missing(row),
+            unknown=() if scored else self.unknown(facts, now),
             measured=measured,
         )
 
@@ -203,16 +210,27 @@ class Scorer:
         since = {v: row[names.index(f"{v}__hours_since_last")] for v in self._scope["vitals"]}
         return tuple(v for v, hours in since.items() if not hours <= self._scope["recent_h"])
 
+    def unknown(self, facts: Facts, now: int) -> tuple[str, ...]:
+        """The fields of an encounter without which nobody can be scored, and that nobody has said by ``now``."""
+        names = [name for name in ("encounter_class", "age_years") if facts.get(name) in (None, "")]
+        admitted = facts.get("icu_admission_time")
+        undated = admitted is None or admitted > now
+        if facts.get("encounter_class") == "icu" and undated and ADMISSION in self.bundle.feature_names:
+            names.append("icu_admission_time")
+        return tuple(names)
 
-def _said(encounters: Sequence[Facts]) -> pd.DataFrame:
-    """What :func:`features.events.encounter_events` reads of encounters."""
+
+def _said(encounters: Sequence[Facts], now: int) -> pd.DataFrame:
+    """What :func:`features.events.encounter_events` reads of encounters, without the times that lie after ``now``."""
     table: dict[str, Any] = {
         name: pd.Series([e.get(name) for e in encounters], dtype=object)
         for name in ("encounter_id", "subject_id", "sex", "icu_type")
     }
     table["age_years"] = _population(encounters)[1]
+    ahead = [times_ahead(e, now) for e in encounters]
     for name in ("hospital_admission_time", "icu_admission_time"):
-        table[name] = instants([e.get(name) for e in encounters])
+        known = [None if name in late else e.get(name) for e, late in zip(encounters, ahead, strict=True)]
+        table[name] = instants(known)
     return pd.DataFrame(table)
 
 

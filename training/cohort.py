@@ -77,6 +77,7 @@ def prepare(patients: Patients, spec: Spec, threads: int = 1) -> Prepared:
         about["age_years"].to_numpy(dtype=np.float64),
         scope.recent_vitals(matrix, spec),
         spec,
+        scope.admission_known(matrix, spec),
     )
     return Prepared(patients.rows, matrix, status, {"events": account.read, **account.reasons})
 

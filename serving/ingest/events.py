@@ -26,6 +26,8 @@ from serving.store.tables import ENCOUNTER_FACTS, ENCOUNTER_TIMES
 TOLERANCE: Final = timedelta(minutes=5)
 """How far the sender's clock may run ahead of ours."""
 TOLERANCE_US: Final = TOLERANCE // timedelta(microseconds=1)
+LATE_CLERK_US: Final = 24 * 3_600_000_000
+"""How long after the ICU admission a hospital admission may be written down; PhysioNet 2019 has up to 23.99 h."""
 
 Fault = tuple[str, str, str]
 """Reason code, field and remedy."""
@@ -213,7 +215,7 @@ def receive(connection: Connection, news: EventsRequest, now: int) -> Receipt:
 def _receive_encounters(
     connection: Connection, sent: Sequence[EncounterIn], now: int
 ) -> tuple[list[Verdict], set[str], dict[str, dict[str, Any]]]:
-    faults = [_encounter_fault(encounter, now) for encounter in sent]
+    faults = _encounter_faults(connection, sent, now)
     good = [e for e, wrong in zip(sent, faults, strict=True) if wrong is None]
     fresh, known = facts.add_encounters(
         connection, [(e.encounter_id, e.subject_id, told(e)) for e in good], now
@@ -240,22 +242,42 @@ def told(encounter: EncounterIn) -> dict[str, Any]:
 def times_ahead(facts_told: Mapping[str, Any], when: int) -> list[str]:
     """The times of an encounter that lie after a moment.
 
-    A hospital admission written down after that to intensive care (clerks do; hospital A of PhysioNet 2019 has 212) is
-    no view of the future: it is a fact of the ICU admission.
+    A hospital admission written down within a day after that to intensive care (clerks do; hospital A of PhysioNet
+    2019 has 212) is no view of the future: it is a fact of the ICU admission. One that is later still is none.
     """
-    late = [name for name in ENCOUNTER_TIMES if (facts_told.get(name) or when) > when]
-    if (facts_told.get("icu_admission_time") or when + 1) <= when:
+    late = [
+        name for name in ENCOUNTER_TIMES if (stated := facts_told.get(name)) is not None and stated > when
+    ]
+    icu, hospital = (facts_told.get(name) for name in ("icu_admission_time", "hospital_admission_time"))
+    if icu is not None and hospital is not None and icu <= when and hospital <= icu + LATE_CLERK_US:
         late = [name for name in late if name != "hospital_admission_time"]
     return late
 
 
-def _encounter_fault(encounter: EncounterIn, now: int) -> Fault | None:
-    times = {k: v for k, v in told(encounter).items() if k in ENCOUNTER_TIMES and v is not None}
-    ahead = times_ahead(times, now + TOLERANCE_US)
+def left_before_arriving(facts_told: Mapping[str, Any]) -> bool:
+    """Whether the discharge lies before another time of the encounter."""
+    left = facts_told.get("discharge_time")
+    return left is not None and any((facts_told.get(name) or left) > left for name in ENCOUNTER_TIMES)
+
+
+def _encounter_faults(connection: Connection, sent: Sequence[EncounterIn], now: int) -> list[Fault | None]:
+    """What is wrong with each encounter, seen together with what was known and what came before it in the call."""
+    known = facts.latest(connection, {e.encounter_id for e in sent})
+    faults: list[Fault | None] = []
+    for encounter in sent:
+        said = told(encounter)
+        merged = known.get(encounter.encounter_id, {}) | said
+        faults.append(_encounter_fault(merged, set(said), now))
+        if faults[-1] is None:
+            known[encounter.encounter_id] = merged
+    return faults
+
+
+def _encounter_fault(merged: Mapping[str, Any], said: set[str], now: int) -> Fault | None:
+    ahead = [name for name in times_ahead(merged, now + TOLERANCE_US) if name in said]
     if ahead:
         return FUTURE[0], ahead[0], FUTURE[2]
-    left = times.pop("discharge_time", None)
-    if left is not None and any(when > left for when in times.values()):
+    if said & set(ENCOUNTER_TIMES) and left_before_arriving(merged):
         return OUT_OF_ORDER
     return None
 

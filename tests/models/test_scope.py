@@ -25,8 +25,18 @@ def test_the_day_before_the_birthday_is_out_of_scope(spec):
     assert assess(["icu"], [17.99], [7], spec).tolist() == ["out_of_scope"]
 
 
-def test_wards_and_unknown_places_are_out_of_scope(spec):
-    assert assess(["ward", "ed", None], [50.0] * 3, [7] * 3, spec).tolist() == ["out_of_scope"] * 3
+def test_wards_are_out_of_scope(spec):
+    assert assess(["ward", "ed"], [50.0] * 2, [7] * 2, spec).tolist() == ["out_of_scope"] * 2
+
+
+def test_a_place_that_nobody_said_is_missing_not_elsewhere(spec):
+    assert assess([None, ""], [50.0] * 2, [7] * 2, spec).tolist() == ["insufficient_data"] * 2
+    assert assess([None], [9.0], [7], spec).tolist() == ["out_of_scope"]
+
+
+def test_intensive_care_without_an_admission_time_is_not_scored(spec):
+    known = [True, False]
+    assert assess(["icu"] * 2, [50.0] * 2, [7] * 2, spec, known).tolist() == ["scored", "insufficient_data"]
 
 
 def test_nothing_to_go_by_is_said(spec):
