@@ -51,6 +51,7 @@ _NEEDS: Final = {
 }  # fmt: skip
 _UNIT_US: Final = {"d": 86_400_000_000, "h": 3_600_000_000, "min": 60_000_000, "s": 1_000_000, "us": 1}
 _RANK: Final = {"preliminary": 0, "final": 1, "corrected": 2, "deleted": 3}
+_NEVER: Final = np.iinfo(np.int64).max
 _SUFFIX: Final = re.compile(r"(?P<statistic>[a-z_]+?)(?:_(?P<lookback>\d+(?:d|h|min|s|us)))?")
 
 Ints = npt.NDArray[np.int64]
@@ -146,7 +147,8 @@ def flatten(events: pd.DataFrame, concepts: Sequence[str]) -> FlatEvents:
     ----------
     events : DataFrame
         Cleaned canonical events; string columns may be categoricals. Deleted events and events without a number are
-        left out; what a correction replaces stays known until the correction became available.
+        left out; what a correction replaces stays known until the correction became available. Rows may come in any
+        order; only reports of one fact that became available at the same instant are told apart by it, the last wins.
     concepts : sequence of str
         The concepts to keep.
 
@@ -315,30 +317,33 @@ def _revisions(
 ) -> tuple[Ints, npt.NDArray[np.bool_]]:
     """When each event stopped being believed, and which events only say that another is gone.
 
-    A row supersedes what came before it with the same encounter, concept and source_id when it is corrected or deleted,
-    or when what came before was preliminary. Both arrays are empty when every row is final, which is the usual case.
+    Rows with the same encounter, concept and source_id are reports of one fact, told in this order: preliminary, final,
+    then corrected and deleted ones, so that no revision comes before what it revises; within each, by available_time,
+    then by arrival, which is the order of the table. A report is superseded once a later revision is available, a
+    preliminary one by any later report. So the order of rows matters among reports of one fact that share kind and
+    available_time, and nowhere else. Both arrays are empty when every row is final, which is the usual case.
     """
     codes, labels = _codes(events["status"])
     rank = np.array([_RANK.get(s, 1) for s in labels] + [1], dtype=np.int64)[codes]
     if bool((rank[keep] == 1).all()):
         return np.empty(0, np.int64), np.empty(0, np.bool_)
-    until = np.full(len(events), np.iinfo(np.int64).max)
+    until = np.full(len(events), _NEVER)
     source = pd.factorize(events["source_id"].take(keep))[0]
-    rows = keep[source >= 0]
-    tie = events["numeric_value"].to_numpy(dtype=np.float64, na_value=np.nan)[rows]
-    keys = (tie, _micros(events, "time")[rows], rank[rows], available[rows], source[source >= 0])
-    sequence = np.lexsort((*keys, concept[rows], encounter[rows]))
-    rows, source = rows[sequence], source[source >= 0][sequence]
-    following = np.iinfo(np.int64).max  # when the next row of any rank becomes available, within one identity
-    decisive = following
+    rows, source = keep[source >= 0], source[source >= 0]
+    keys = (available[rows], np.minimum(rank[rows], 2), source, concept[rows], encounter[rows])
+    sequence = np.lexsort((rows, *keys))
+    rows, source = rows[sequence], source[sequence]
+    report = revision = (
+        _NEVER  # when the first of the later reports, and of the later revisions, is available
+    )
     for i in range(rows.size - 1, -1, -1):
         row = rows[i]
         if i + 1 == rows.size or not _same(i, rows, source, encounter, concept):
-            following = decisive = np.iinfo(np.int64).max
-        until[row] = following if rank[row] == 0 else decisive
-        following = available[row]
+            report = revision = _NEVER
+        until[row] = report if rank[row] == 0 else revision
+        report = min(report, available[row])
         if rank[row] >= 2:
-            decisive = available[row]
+            revision = min(revision, available[row])
     return until, rank == 3
 
 

@@ -27,18 +27,18 @@ class Event:
     source_id: str | None = None
 
 
-def _story(e: Event) -> tuple[int, int, int, bool, float]:
-    """The order in which the reports of one fact are believed."""
-    return e.available, RANK[e.status], e.time, math.isnan(e.value), e.value
+def _story(e: Event) -> tuple[int, int]:
+    """The order in which the reports of one fact are believed: none comes before what it revises."""
+    return min(RANK[e.status], 2), e.available
 
 
 def _replaced(e: Event, visible: list[Event]) -> bool:
-    """A later report of the same fact is visible, and it decides. Of two equal reports the one listed last stands."""
+    """A later report of the same fact is visible, and it decides. Of two that tie the one listed last stands."""
     if e.source_id is None:
         return False
     identity = (e.encounter, e.concept, e.source_id)
     reports = [o for o in visible if (o.encounter, o.concept, o.source_id) == identity]
-    told = sorted(reports, key=_story)  # stable: equal reports keep their order
+    told = sorted(reports, key=_story)  # stable: reports that tie keep their order
     later = told[next(k for k, o in enumerate(told) if o is e) + 1 :]
     return bool(later) and (e.status == "preliminary" or any(RANK[o.status] >= 2 for o in later))
 
