@@ -6,7 +6,7 @@ The rule itself is :class:`models.decision.AlertPolicy`, which batch scoring wal
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 from models.bundle import Bundle
 from models.decision import AlertPolicy, AlertState
 from models.scope import SCORED
-from serving.scoring import Score
-from serving.store import log
+from serving.scoring import Score, Scorer
+from serving.store import facts, log
 
 
 def policy_of(bundle: Bundle) -> AlertPolicy:
@@ -58,6 +58,23 @@ def decide(
         log.end_alerts(connection, over, scores[0].prediction_time)
     log.keep_alert_memory(connection, kept)
     return {row["encounter_id"] for row in raised}
+
+
+def settle(connection: Connection, scorer: Scorer | None, ids: Iterable[str], now: int) -> None:
+    """End the alerts of those who have left, or whom the model was not made for any more, and forget their past.
+
+    Looks at ``ids`` and at everyone with an open alert, since a discharge may have been announced for a moment that
+    has come by ``now``. Who comes back pages anew.
+    """
+    known = list(facts.latest(connection, {*ids, *log.open_alerts(connection)}).values())
+    inside = [True] * len(known) if scorer is None else scorer.in_scope(known)
+    over = [
+        about["encounter_id"]
+        for about, yes in zip(known, inside, strict=True)
+        if not yes or facts.has_ended(about, now)
+    ]
+    log.end_alerts(connection, over, now)
+    log.forget_alert_memory(connection, over)
 
 
 def _alert(score: Score, prediction_id: str, before: AlertState) -> dict[str, Any]:

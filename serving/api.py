@@ -10,10 +10,10 @@ import pandas as pd
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime
-from sqlalchemy import Connection
 
 from features.errors import DataError
 from models.scope import OUT_OF_SCOPE, SCORED
+from serving.alerts import settle
 from serving.answers import Refusal, parse, require_json, too_many_events
 from serving.clock import iso, to_us
 from serving.ingest.events import (
@@ -32,7 +32,7 @@ from serving.ingest.events import (
     times_ahead,
     told,
 )
-from serving.rounds import Logged, current, score_stored
+from serving.rounds import ENDED, Logged, behind, current, score_stored, skipped
 from serving.schemas import AcknowledgeRequest, ErrorAnswer, EventBody, EventsRequest, ScoreRequest
 from serving.scoring import Explain, Score, Scorer, pack, record
 from serving.state import Wardcast, of, wall_us
@@ -187,7 +187,8 @@ def events(request: Request, body: Body) -> JSONResponse:
     """Store encounters and events, then score the patients they are about.
 
     Every item gets a verdict: `accepted`, `duplicate` or `rejected`. An accepted event with a reason is kept but used
-    in no score. Answered once everything accepted is durable.
+    in no score. Answered once everything accepted is durable. `skipped` names those about whom something is new and who
+    have no prediction, each with the reason code why not.
     """
     state = of(request)
     news = parse(EventsRequest, body)
@@ -198,11 +199,13 @@ def events(request: Request, body: Body) -> JSONResponse:
         receipt = receive(connection, news, now)
         about = {e.encounter_id for e in news.encounters} | {e.encounter_id for e in news.events}
         state.audit(request, "receive", sorted(about), connection)
-        _end_alerts_of_the_discharged(connection, receipt.affected, now)
+        scorer = state.scorer if "sepsis" in state.bundles else None
+        settle(connection, scorer, receipt.affected, now)
+        # What was stored before and never scored, since the process died in between: a retry finds duplicates.
+        due = sorted({*receipt.affected, *behind(connection, about)})
     state.metrics.count_verdicts(receipt.events)
-    logged = (
-        score_stored(state, receipt.affected, now) if receipt.affected and "sepsis" in state.bundles else []
-    )
+    logged = score_stored(state, due, now) if due and scorer is not None else []
+    left_out = skipped(state, receipt.affected, logged, now)
     return JSONResponse(
         {
             "received_time": iso(now),
@@ -211,13 +214,9 @@ def events(request: Request, body: Body) -> JSONResponse:
             "counts": _counts(receipt.events),
             "scored": sum(one.score.status == SCORED for one in logged),
             "predictions": [_brief(one) for one in logged],
+            "skipped": [{"encounter_id": who, "status": why} for who, why in left_out.items()],
         }
     )
-
-
-def _end_alerts_of_the_discharged(connection: Connection, ids: Sequence[str], now: int) -> None:
-    gone = [k for k, e in facts.latest(connection, ids).items() if (e["discharge_time"] or now + 1) <= now]
-    log.end_alerts(connection, gone, now)
 
 
 def _verdict(place: str, verdict: Verdict) -> dict[str, Any]:
@@ -249,7 +248,10 @@ def _brief(logged: Logged) -> dict[str, Any]:
 
 @router.get("/risk", summary="Risk of one patient now", responses={404: {"model": ErrorAnswer}})
 def risk(request: Request, encounter: Encounter, explain: bool | None = None) -> JSONResponse:
-    """Sepsis risk of a stored patient at the service's now, logged like every other score."""
+    """Sepsis risk of a stored patient at the service's now, logged like every other score.
+
+    Asked again within 5 minutes, with nothing new about the patient, the answer is the score of before.
+    """
     state = of(request)
     with state.store.read() as connection:
         known = facts.latest(connection, [encounter]).get(encounter)
@@ -257,16 +259,16 @@ def risk(request: Request, encounter: Encounter, explain: bool | None = None) ->
     now = state.now_us()
     if known is None:
         raise Refusal(404, UNKNOWN_ENCOUNTER[0], "No such encounter.", "Send it to POST /v1/events first.")
-    if known["discharge_time"] is not None and known["discharge_time"] <= now:
+    if facts.has_ended(known, now):
         raise Refusal(
             409,
-            "encounter_ended",
+            ENDED,
             "The encounter has ended, so there is no risk now.",
             "Past scores are in the log.",
         )
     wanted: Explain = "auto" if explain is None else explain
     logged = current(state, encounter, now, wanted)
-    answer = _answer(logged.score, logged.prediction_id, state.scorer, now, wanted)
+    answer = _answer(logged.score, logged.prediction_id, state.scorer, logged.created, wanted)
     return JSONResponse(answer | {"page": logged.page})
 
 

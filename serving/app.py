@@ -19,6 +19,7 @@ from serving.guard import Guard
 from serving.monitoring.routes import router as monitoring
 from serving.pages import routes as pages
 from serving.reports.routes import router as reports
+from serving.rounds import catch_up
 from serving.schemas import REQUESTS, explain_errors
 from serving.settings import Settings
 from serving.state import Wardcast, of
@@ -78,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
     state = Wardcast(settings)
     app = FastAPI(title="Wardcast", version=VERSION, docs_url=None, redoc_url=None)
     app.state.wardcast = state
+    catch_up(state)
     routers = (probes, api.router, pages.router, reports(state), monitoring())
     for router in routers:
         app.include_router(router)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from serving.alerts import decide, policy_of
+from models.scope import OUT_OF_SCOPE
+from serving.alerts import decide, policy_of, settle
 from serving.scoring import Explain, Score, Scorer, record
 from serving.state import Wardcast
 from serving.store import facts, log
+from serving.store.tables import ENCOUNTER_TIMES
 
 STORED = "stored"
+ENDED: Final = "encounter_ended"
+REUSE_US: Final = 5 * 60 * 1_000_000
+"""How long a score is given again while nothing is new: as long as a sender's clock may err. The features count whole
+hours, so little moves in between; a page that asks every second would else write a score and step the policy each time.
+"""
+logger = logging.getLogger("wardcast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +33,7 @@ class Logged:
     prediction_id: str
     score: Score
     page: bool
+    created: int
 
 
 def score_stored(
@@ -57,23 +67,84 @@ def score_stored(
 
 
 def current(state: Wardcast, encounter_id: str, now: int, explain: Explain) -> Logged:
-    """The score of a present encounter at ``now``; the one in the log where nothing has changed since."""
+    """The score of a present encounter at ``now``; the newest in the log where nothing is new since."""
     with state.store.read() as connection:
         row = log.newest_predictions(connection, [encounter_id], STORED).get(encounter_id)
-        moment = (
-            now,
-            facts.last_seq(connection),
-            facts.latest(connection, [encounter_id])[encounter_id]["seq"],
-            state.scorer.bundle.model_id,
-        )
-        made = row and (row["prediction_time"], row["events_seq"], row["encounter_seq"], row["model_id"])
-        if row is not None and made == moment:
-            return Logged(row["prediction_id"], rescore(connection, state.scorer, row, explain), row["page"])
+        if (
+            row is not None
+            and row["model_id"] == state.scorer.bundle.model_id
+            and _holds(connection, row, now)
+        ):
+            again = rescore(connection, state.scorer, row, explain)
+            return Logged(row["prediction_id"], again, row["page"], row["created_time"])
     return score_stored(state, [encounter_id], now, explain=explain, everyone=True)[0]
 
 
+def _holds(connection: Connection, row: dict[str, Any], now: int) -> bool:
+    """Whether a logged score is young, and nothing about its patient has come or become visible since."""
+    who, made = row["encounter_id"], row["prediction_time"]
+    if not made <= now <= made + REUSE_US:
+        return False
+    told, picture = facts.reach(connection, [who])[who]
+    if told > row["events_seq"] or picture > row["encounter_seq"]:
+        return False
+    about = facts.version(connection, row["encounter_seq"])
+    begun = any(made < (about[name] or made) <= now for name in ENCOUNTER_TIMES)
+    return not begun and not facts.shown_between(connection, who, made, now)
+
+
+def behind(connection: Connection, encounter_ids: Iterable[str]) -> list[str]:
+    """The encounters about which something is stored that no score has read.
+
+    Facts are durable before they are scored, so that a failure in between loses no fact; this finds what it leaves.
+    """
+    ids = list(encounter_ids)
+    read = log.reach(connection, ids, STORED)
+    late = []
+    for who, (told, picture) in facts.reach(connection, ids).items():
+        seen_told, seen_picture = read.get(who, (-1, -1))
+        if told > seen_told or picture > seen_picture:
+            late.append(who)
+    return late
+
+
+def catch_up(state: Wardcast) -> list[Logged]:
+    """Score everyone present whose news was stored but not scored, as a failure of the last process leaves them.
+
+    What keeps this from working is logged and does not keep the service from starting.
+    """
+    if "sepsis" not in state.bundles:
+        return []
+    try:
+        return _catch_up(state, state.now_us())
+    except Exception as error:
+        logger.error("rounds problem=catch_up_failed kind=%s", type(error).__name__)
+        return []
+
+
+def _catch_up(state: Wardcast, now: int) -> list[Logged]:
+    with state.store.write() as connection:
+        settle(connection, state.scorer, (), now)
+        late = behind(connection, facts.open_encounters(connection, now)["encounter_id"])
+    logged = [one for some in facts.chunks(late) for one in score_stored(state, some, now)]
+    if logged:
+        logger.warning("rounds caught_up=%d", len(logged))
+    return logged
+
+
+def skipped(
+    state: Wardcast, encounter_ids: Sequence[str], logged: Sequence[Logged], now: int
+) -> dict[str, str]:
+    """Why each of some encounters has no prediction among the ``logged``: a reason code by encounter."""
+    left = set(encounter_ids) - {one.score.encounter_id for one in logged}
+    with state.store.read() as connection:
+        known = facts.latest(connection, sorted(left))
+    problem = state.problems.get("sepsis", OUT_OF_SCOPE)
+    return {who: ENDED if facts.has_ended(about, now) else problem for who, about in sorted(known.items())}
+
+
 def _present(known: dict[str, dict[str, Any]], now: int) -> list[dict[str, Any]]:
-    return [e for e in known.values() if e["discharge_time"] is None or e["discharge_time"] > now]
+    return [e for e in known.values() if not facts.has_ended(e, now)]
 
 
 def _score(
@@ -118,7 +189,7 @@ def _log(
     log.add_predictions(connection, rows)
     state.metrics.count_scores(model_id, scores)
     state.metrics.pages.labels(model_id).inc(len(paged))
-    return [Logged(ids[s.encounter_id], s, s.encounter_id in paged) for s in scores]
+    return [Logged(ids[s.encounter_id], s, s.encounter_id in paged, now) for s in scores]
 
 
 def rescore(connection: Connection, scorer: Scorer, row: dict[str, Any], explain: Explain = True) -> Score:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, insert, or_, select
 
 from features.events import EVENT_COLUMNS
 from serving.store.tables import ENCOUNTER_FACTS, ENCOUNTER_TIMES, encounters, events
@@ -42,6 +42,12 @@ def latest(connection: Connection, ids: Iterable[str]) -> dict[str, dict[str, An
         query = select(encounters).where(encounters.c.seq.in_(newest.group_by(encounters.c.encounter_id)))
         found |= {row["encounter_id"]: dict(row) for row in connection.execute(query).mappings()}
     return found
+
+
+def has_ended(encounter: Mapping[str, Any], now: int) -> bool:
+    """Whether the patient has left by ``now``."""
+    left = encounter["discharge_time"]
+    return left is not None and left <= now
 
 
 def version(connection: Connection, seq: int) -> dict[str, Any]:
@@ -102,9 +108,42 @@ def add_events(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[b
     return fresh
 
 
+def reports(connection: Connection, encounter_id: str, sources: Iterable[str]) -> list[Row[Any]]:
+    """What was told of some facts of an encounter, named by ``source_id``, in the order received."""
+    e = events.c
+    found: list[Row[Any]] = []
+    for some in chunks(sources):
+        query = select(
+            e.seq, e.source_id, e.content_hash, e.concept, e.status, e.available_time, e.received_time, e.reason
+        ).where(e.encounter_id == encounter_id, e.source_id.in_(some))  # fmt: skip
+        found.extend(connection.execute(query))
+    return sorted(found, key=lambda row: int(row.seq))
+
+
 def last_seq(connection: Connection) -> int:
     """How far the event table goes now."""
     return int(connection.execute(select(func.max(events.c.seq))).scalar() or 0)
+
+
+def reach(connection: Connection, ids: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """How far the usable events (0 where there are none) and the picture of each of some encounters go, as ``seq``."""
+    found: dict[str, tuple[int, int]] = {}
+    for some in chunks(ids):
+        e, about = events.c, encounters.c
+        query = select(e.encounter_id, func.max(e.seq)).where(e.encounter_id.in_(some), e.reason.is_(None))
+        told = {who: int(seq) for who, seq in connection.execute(query.group_by(e.encounter_id))}
+        pictures = select(about.encounter_id, func.max(about.seq)).where(about.encounter_id.in_(some))
+        for who, seq in connection.execute(pictures.group_by(about.encounter_id)):
+            found[who] = (told.get(who, 0), int(seq))
+    return found
+
+
+def shown_between(connection: Connection, encounter_id: str, since: int, now: int) -> bool:
+    """Whether a usable event became available after ``since`` and by ``now``, whenever it had reached us."""
+    e = events.c
+    query = select(e.seq).where(e.encounter_id == encounter_id, e.reason.is_(None))
+    query = query.where(e.available_time > since, e.available_time <= now)
+    return connection.execute(query.limit(1)).first() is not None
 
 
 def read_events(

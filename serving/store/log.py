@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -70,15 +70,31 @@ def read_features(
 
 
 def newest_predictions(connection: Connection, ids: Sequence[str], road: str) -> dict[str, dict[str, Any]]:
-    """The last prediction of each of some encounters."""
+    """The newest prediction of each of some encounters: the latest in time, at one moment the best informed.
+
+    Not the last that was written: a slow call may log an older score after a newer one.
+    """
     p = predictions.c
     found: dict[str, dict[str, Any]] = {}
     for some in chunks(ids):
-        newest = (
-            select(func.max(p.seq)).where(p.encounter_id.in_(some), p.road == road).group_by(p.encounter_id)
-        )
-        query = select(predictions).where(p.seq.in_(newest))
+        order = (p.prediction_time.desc(), p.events_seq.desc(), p.encounter_seq.desc(), p.seq.desc())
+        place = func.row_number().over(partition_by=p.encounter_id, order_by=order).label("place")
+        ranked = select(p.seq, place).where(p.encounter_id.in_(some), p.road == road).subquery()
+        query = select(predictions).where(p.seq.in_(select(ranked.c.seq).where(ranked.c.place == 1)))
         found |= {row["encounter_id"]: dict(row) for row in connection.execute(query).mappings()}
+    return found
+
+
+def reach(connection: Connection, ids: Iterable[str], road: str) -> dict[str, tuple[int, int]]:
+    """How far the facts went that predictions of some encounters have read, as ``seq`` of events and encounter."""
+    p = predictions.c
+    found: dict[str, tuple[int, int]] = {}
+    for some in chunks(ids):
+        query = select(p.encounter_id, func.max(p.events_seq), func.max(p.encounter_seq))
+        query = query.where(p.encounter_id.in_(some), p.road == road).group_by(p.encounter_id)
+        found |= {
+            who: (int(told or 0), int(picture or 0)) for who, told, picture in connection.execute(query)
+        }
     return found
 
 
@@ -130,6 +146,19 @@ def keep_alert_memory(connection: Connection, memory: Mapping[str, tuple[dict[st
     ]
     if rows:
         connection.execute(insert(alert_states), rows)
+
+
+def forget_alert_memory(connection: Connection, ids: Iterable[str]) -> None:
+    """Let the alert policy begin anew with some encounters."""
+    for some in chunks(ids):
+        connection.execute(delete(alert_states).where(alert_states.c.encounter_id.in_(some)))
+
+
+def open_alerts(connection: Connection) -> list[str]:
+    """The encounters that have an open alert."""
+    return list(
+        connection.execute(select(alerts.c.encounter_id).where(alerts.c.ended_time.is_(None))).scalars()
+    )
 
 
 def add_alerts(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from serving.rounds import STORED, score_stored
+from serving.store import log
+
 
 def about(patient: Any, **facts: Any) -> dict[str, Any]:
     """A request to score one patient at hour 6, its encounter changed; None leaves a field out."""
@@ -77,3 +80,112 @@ def test_what_the_encounter_lacks_is_named(service: Any, patient: Any, field: st
     del news["encounters"][0][field]
     said = service.send(news)
     assert [p["status"] for p in said["predictions"]] == ["insufficient_data"]
+
+
+def ill(patient: Any, name: str = "enc-1", hours: int = 7) -> Any:
+    return patient(name).rounds(range(hours), heart_rate=125, lactate=6.0)
+
+
+def fall_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on the process dies between storing and scoring."""
+
+    def die(*_: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("serving.api.score_stored", die)
+
+
+def test_what_was_stored_but_not_scored_is_scored_when_it_is_sent_again(
+    service: Any, patient: Any, monkeypatch: pytest.MonkeyPatch
+):
+    who = ill(patient)
+    with monkeypatch.context() as broken:
+        fall_silent(broken)
+        assert service.post("/v1/events", who.news(6)).status_code == 500
+    assert service.state.store.predictions().empty
+    again = service.send(who.news(6))
+    assert again["counts"]["duplicate"] == len(who.events)
+    assert [(p["status"], p["page"]) for p in again["predictions"]] == [("scored", True)]
+    assert service.send(who.news(6))["predictions"] == []
+
+
+def test_what_was_stored_but_not_scored_is_scored_by_the_next_process(
+    make_service: Any, patient: Any, monkeypatch: pytest.MonkeyPatch
+):
+    first, who = make_service(), ill(patient)
+    first.send(patient("ward", encounter_class="ward").rounds(range(7)).news(6))
+    first.send(patient("done").rounds(range(7)).news(6))
+    with monkeypatch.context() as broken:
+        fall_silent(broken)
+        first.post("/v1/events", who.news(6))
+    first.state.store.close()
+    table = make_service().state.store.predictions()
+    assert table["encounter_id"].tolist() == ["done", "enc-1"]
+    assert table["page"].tolist() == [False, True]
+
+
+def test_whoever_leaves_intensive_care_is_not_paged_for_and_pages_anew_on_return(service: Any, patient: Any):
+    who = ill(patient, hours=12)
+    assert service.send(who.news(6))["predictions"][0]["page"]
+    moved = {"encounter_id": who.encounter_id, "encounter_class": "ward"}
+    said = service.send({"encounters": [moved], "as_of": iso(who, 7)})
+    assert said["skipped"] == [{"encounter_id": who.encounter_id, "status": "out_of_scope"}]
+    assert service.state.store.alerts()["ended_time"].tolist() == [who.at(7)]
+    back = service.send(who.news(9, 6))
+    assert back["predictions"][0]["page"]
+    assert back["skipped"] == []
+    assert service.state.store.alerts()["ended_time"].isna().tolist() == [False, True]
+
+
+def test_an_announced_discharge_ends_the_alert_once_its_time_has_come(service: Any, patient: Any):
+    who = ill(patient)
+    service.send(who.news(6))
+    left = who.at(6) + timedelta(minutes=3)
+    service.send({"encounters": [{"encounter_id": who.encounter_id, "discharge_time": left.isoformat()}]})
+    assert service.state.store.alerts()["ended_time"].isna().all()
+    said = service.send({"as_of": iso(who, 7)})
+    assert said["skipped"] == []
+    assert service.state.store.alerts()["ended_time"].tolist() == [who.at(7)]
+
+
+def test_who_left_is_said_to_have_ended(service: Any, patient: Any):
+    who = patient().rounds(range(7))
+    service.send(who.news(6))
+    said = service.send({"encounters": [{"encounter_id": "enc-1", "discharge_time": iso(who, 6)}]})
+    assert said["skipped"] == [{"encounter_id": "enc-1", "status": "encounter_ended"}]
+
+
+def test_an_older_score_that_was_written_late_does_not_hide_a_newer_one(service: Any, patient: Any):
+    who = ill(patient)
+    newer = service.send(who.news(6))["predictions"][0]
+    state, late = service.state, int(who.at(5).timestamp() * 1e6)
+    score_stored(state, [who.encounter_id], late)
+    with state.store.read() as connection:
+        row = log.newest_predictions(connection, [who.encounter_id], STORED)[who.encounter_id]
+    assert row["prediction_id"] == newer["prediction_id"]
+    assert len(state.store.predictions()) == 2
+
+
+def test_a_page_that_keeps_asking_writes_no_scores(service: Any, patient: Any):
+    who = ill(patient)
+    sent = service.send(who.news(6))["predictions"][0]
+
+    def asked(minutes: float) -> dict[str, Any]:
+        service.send({"as_of": iso(who, 6 + minutes / 60)})
+        return dict(service.get("/v1/risk", encounter=who.encounter_id).json())
+
+    assert [asked(m)["prediction_id"] for m in (0, 1, 5)] == [sent["prediction_id"]] * 3
+    assert asked(5.5)["prediction_id"] != sent["prediction_id"]
+    assert len(service.state.store.predictions()) == 2
+
+
+def test_a_result_that_becomes_visible_makes_a_new_score_at_once(service: Any, patient: Any):
+    who = ill(patient)
+    soon = (who.at(6) + timedelta(minutes=2)).isoformat()
+    who.measure(6, "lactate", 1.0, available_time=soon)
+    service.send(who.news(6))
+    before = service.get("/v1/risk", encounter=who.encounter_id).json()
+    service.send({"as_of": soon})
+    after = service.get("/v1/risk", encounter=who.encounter_id).json()
+    assert after["prediction_time"] > before["prediction_time"]
+    assert after["probability"] < before["probability"]
