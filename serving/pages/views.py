@@ -23,8 +23,13 @@ HOUR_US: Final = 3_600_000_000
 STALE_US: Final = 4 * HOUR_US
 CHANGE_US: Final = 4 * HOUR_US
 LONGEST_H: Final = 96
+FIELDS: Final[Mapping[str, str]] = {
+    "encounter_class": "Where the patient is",
+    "age_years": "Age",
+    "icu_admission_time": "Admission time to intensive care",
+}
 WORDS: Final[Mapping[str, str]] = {
-    "insufficient_data": "Too few recent vital signs, or no age",
+    "insufficient_data": "Too few recent vital signs, or facts of the patient missing",
     "out_of_scope": "Outside the model's scope",
     "not_yet": "Not scored yet",
 }
@@ -48,7 +53,12 @@ def worklist(connection: Connection, scorer: Scorer, now: int, unit: str | None)
         age = now - fresh[who] if who in fresh else None
         if last is None or last["probability"] is None:
             status = last["status"] if last else "not_yet"
-            unscored.append(encounter | _unscored(status, last, scorer, age))
+            row = _unscored(status, last, scorer, age, encounter, now)
+            paged = {
+                "kind": "page" if who in alerts else "none",
+                "alert": _alert_text(alerts.get(who), ended.get(who), scorer.timezone, now),
+            }
+            unscored.append(encounter | row | paged)
             continue
         points = [(t, p) for t, p, _, _ in past.get(who, [])]
         row = _scored(last, points, alerts.get(who), ended.get(who), scorer, now)
@@ -56,10 +66,10 @@ def worklist(connection: Connection, scorer: Scorer, now: int, unit: str | None)
     scored.sort(key=lambda r: (-r["probability"], -r["risen"], r["encounter_id"]))
     return {
         "patients": scored,
-        "unscored": sorted(unscored, key=lambda r: r["encounter_id"]),
+        "unscored": sorted(unscored, key=lambda r: (r["kind"] != "page", r["encounter_id"])),
         "outside": len(here) - len(inside),
         "units": units,
-        "paging": sum(r["kind"] == "page" for r in scored),
+        "paging": sum(r["kind"] == "page" for r in scored + unscored),
         "raised": sum(r["kind"] == "high" for r in scored),
         "seen": [e["encounter_id"] for e in inside],
     }
@@ -103,11 +113,18 @@ def _alert_text(alert: dict[str, Any] | None, ended: int | None, timezone: str, 
     return f"since {clock_text(alert['raised_time'], now, timezone)}, {seen}"
 
 
-def _unscored(status: str, last: dict[str, Any] | None, scorer: Scorer, age: int | None) -> dict[str, Any]:
-    missing: list[str] = []
+def _unscored(
+    status: str,
+    last: dict[str, Any] | None,
+    scorer: Scorer,
+    age: int | None,
+    about: Mapping[str, Any],
+    now: int,
+) -> dict[str, Any]:
+    missing = [FIELDS[name] for name in scorer.unknown(about, now)]
     if last is not None:
         row = np.frombuffer(bytes(last["features"]), dtype="<f4")
-        missing = [plain_label(loader.concepts()[c].label)[0] for c in scorer.missing(row)]
+        missing += [plain_label(loader.concepts()[c].label)[0] for c in scorer.missing(row)]
     return {"status": status, "words": WORDS[status], "missing": ", ".join(missing), "data_age": age}
 
 
@@ -123,11 +140,11 @@ def patient(
     alerts = [dict(zip(log.ALERT_COLUMNS, row, strict=True)) for row in reversed(rows)]
     context: dict[str, Any] = {
         "patient": known,
-        "ended": known["discharge_time"] is not None and known["discharge_time"] <= now,
+        "ended": facts.has_ended(known, now),
         "newest": newest,
         "alerts": alerts,
         "aside": facts.set_aside(connection, encounter_id),
-        "kind": _kind(newest, alerts),
+        "kind": _kind(newest, alerts, facts.has_ended(known, now)),
         "why_not": _why_not(scorer, known, newest),
         "reasons": [],
     }
@@ -138,11 +155,12 @@ def patient(
     return context
 
 
-def _kind(newest: dict[str, Any] | None, alerts: Sequence[dict[str, Any]]) -> str:
+def _kind(newest: dict[str, Any] | None, alerts: Sequence[dict[str, Any]], ended: bool) -> str:
+    """An open alert stays visible where the patient cannot be scored any more, until the patient has left."""
+    if not ended and any(a["ended_time"] is None for a in alerts):
+        return "page"
     if newest is None or newest["probability"] is None:
         return "none"
-    if any(a["ended_time"] is None for a in alerts):
-        return "page"
     return "high" if newest["alert"] else "low"
 
 

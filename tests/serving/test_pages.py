@@ -70,12 +70,31 @@ def test_the_worklist_sorts_by_risk_and_always_shows_who_is_not_scored(ward: Any
     )
     assert re.search(r"Scored 2 Paging 1 Raised 0 Not scored 1 Others in the hospital 2", page)
     assert re.search(
-        r"silent 71 y, female · ICU-A Too few recent vital signs, or no age insufficient_data", page
+        r"silent 71 y, female · ICU-A Too few recent vital signs, or facts of the patient missing insufficient_data",
+        page,
     )
     assert "Heart rate, Respiratory rate, Oxygen saturation (pulse oximeter)" in page
     assert re.search(r"Lactate 5.8 mmol/L, up from 5.4, 22:00, .*?raises risk", page)
     assert "not for others" in page
     assert ward.state.bundles["sepsis"].model_id in page
+
+
+def test_an_open_alert_stays_in_sight_when_the_data_stop(service: Any, patient: Any):
+    who = patient("mute").rounds(range(7), heart_rate=125, lactate=6.0)
+    service.send(who.news(6))
+    who.measure(36, "wbc", 9.0)
+    assert service.send(who.news(36, 6))["predictions"][0]["status"] == "insufficient_data"
+    page = text_of(service.get("/worklist").text)
+    assert re.search(r"Scored 0 Paging 1 Raised 0 Not scored 1", page)
+    assert re.search(r"mute 71 y, female · ICU-A Page since .*?, not seen yet Too few", page)
+    assert "Page" in text_of(service.get("/patient", encounter="mute").text).split("Sepsis risk")[0]
+
+
+def test_the_worklist_names_what_nobody_said_of_a_patient(service: Any, patient: Any):
+    news = patient("new").rounds(range(7)).news(6)
+    del news["encounters"][0]["encounter_class"]
+    service.send(news)
+    assert "insufficient_data Where the patient is" in text_of(service.get("/worklist").text)
 
 
 def test_the_worklist_can_be_one_unit(ward: Any):
