@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from features.errors import DataError
-from features.sources.physionet2019 import files
+from features.sources.physionet2019 import files, reading
 
 COLUMN = "SepsisLabel"
 
@@ -24,17 +24,20 @@ def read_labels(path: Path) -> npt.NDArray[np.int64]:
     Raises
     ------
     DataError
-        The column is absent, or holds anything but 0 and 1.
+        A file is no Parquet, the column is absent, or holds anything but 0 and 1.
     """
     return np.concatenate([_labels(file) for file in files(path)])
 
 
 def _labels(file: Path) -> npt.NDArray[np.int64]:
-    if COLUMN not in pq.read_schema(file).names:
+    with reading(file):
+        names = pq.read_schema(file).names
+    if COLUMN not in names:
         raise DataError(
             f"{file.name} has no {COLUMN}. Training and evaluation need outcomes; `wardcast score` does not."
         )
-    values = pq.read_table(file, columns=[COLUMN])[COLUMN].to_pandas()
+    with reading(file):
+        values = pq.read_table(file, columns=[COLUMN])[COLUMN].to_pandas()
     strange = int((~values.isin([0, 1])).sum())
     if strange:
         raise DataError(f"{COLUMN} of {file.name} is neither 0 nor 1 in {strange:,} of {len(values):,} rows.")

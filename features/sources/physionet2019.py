@@ -9,6 +9,7 @@ ICU admission is set to 2000-01-01T00:00Z; a row's time, available time and pred
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -146,11 +147,25 @@ class _Hours:
         return Chunk(encounters, _joined(facts, encounter_events(encounters)), rows, self.notes)
 
 
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn Arrow's and the system's errors over a file into a DataError that names it and says what to do."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        about = "is empty" if file.is_file() and not file.stat().st_size else "cannot be read as Parquet"
+        raise DataError(
+            f"{file.name} {about}. Give a complete Parquet file; convert CSV or text to Parquet first."
+        ) from error
+
+
 def _read_file(file: Path) -> _Hours:
-    schema = pq.read_schema(file)
+    with reading(file):
+        schema = pq.read_schema(file)
     _require(schema, file)
     wanted = ("patient_id", "hour", "ICULOS", *MEASURED, *PERSONAL)
-    table = pq.read_table(file, columns=[c for c in wanted if c in schema.names])
+    with reading(file):
+        table = pq.read_table(file, columns=[c for c in wanted if c in schema.names])
     patient, ids = _patients(table, file)
     iculos, notes = _iculos(table, file)
     order = np.lexsort((iculos, patient))

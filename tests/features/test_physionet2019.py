@@ -224,3 +224,19 @@ def test_real_files_are_read_whole(data_dir):
     assert sum(len(p.encounters) for p in parts) == 16_268
     assert sum(len(p.rows) for p in parts) == 631_156
     assert int(read_labels(data_dir / "physionet2019" / "setA.parquet").sum()) == 13_726
+
+
+@pytest.mark.parametrize("content", [b"", b"not a table", b"patient_id,ICULOS\np000001,1\n", b"PAR1PAR1"])
+def test_what_is_no_parquet_is_named_with_its_remedy(tmp_path: Path, content):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(content)
+    for attempt in (chunks, read_labels):
+        with pytest.raises(DataError, match=r"rows\.parquet (is empty|cannot be read as Parquet)\. Give"):
+            attempt(path)
+
+
+def test_a_file_cut_short_is_named_with_its_remedy(write):
+    path = write(story())
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        chunks(path)
