@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -241,11 +242,12 @@ def score_file(product: str, source: str, input: Path, output: Path, model: str 
     ConfigError
         The product or source is not one this command knows, or the output is no Parquet file.
     DataError
-        The input cannot be used.
+        The input cannot be used, or the output would overwrite it or be read as part of it.
     """
     bundle = _bundle(product, source, model)
     if output.suffix != ".parquet":
         raise ConfigError(f"Scores are written as Parquet; name the output {output.stem}.parquet.")
+    _refuse_onto_input(input, output)
     parts, notes = [], dict[str, None]()
     for patients in sources_of(input):
         rows = score_patients(bundle, patients, threads=_threads())
@@ -254,8 +256,8 @@ def score_file(product: str, source: str, input: Path, output: Path, model: str 
     if not parts:
         raise DataError(f"{input} holds no rows. Give a file with at least one patient-hour.")
     table = pd.concat(parts).sort_index(kind="stable")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(output, index=False)
+    with _whole(output) as unfinished:
+        table.to_parquet(unfinished, index=False)
     return ScoreResult(
         output,
         bundle.model_id,
@@ -296,8 +298,15 @@ def evaluate_file(
     ----------
     output : Path, optional
         Default ``var/reports/evaluation-<model>-<input>.json``.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As :func:`score_file` does.
     """
     bundle = _bundle(product, source, model)
+    output = output or _reports() / f"evaluation-{bundle.model_id.replace('@', '-')}-{input.stem}.json"
+    _refuse_onto_input(input, output)
     labels = physionet_labels.read_labels(input)
     parts, notes = [], dict[str, None]()
     for patients in sources_of(input):
@@ -313,9 +322,8 @@ def evaluate_file(
         notes[
             "These patients trained the model, which flatters it. The card has the cross-validated figures."
         ] = None
-    output = output or _reports() / f"evaluation-{bundle.model_id.replace('@', '-')}-{input.stem}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(dump_json(evaluation), encoding="utf-8")
+    with _whole(output) as unfinished:
+        unfinished.write_text(dump_json(evaluation), encoding="utf-8")
     return EvaluationResult(bundle.model_id, evaluation, output, tuple(notes))
 
 
@@ -360,6 +368,31 @@ def _bundle(product: str, source: str, model: str | None) -> Bundle:
     if source != "physionet2019":
         raise ConfigError(f"Files of source {source!r} cannot be scored yet; 'physionet2019' can.")
     return Bundle.load(resolve(model or "released:sepsis"))
+
+
+def _refuse_onto_input(input: Path, output: Path) -> None:
+    """An output must neither replace a file of the input nor join the folder that is read as input."""
+    if any(output.resolve() == f.resolve() for f in physionet2019.files(input)):
+        raise DataError(
+            f"The output {output.name} is a file of the input. Name another, so that none is lost."
+        )
+    if input.is_dir() and output.resolve().is_relative_to(input.resolve()):
+        raise DataError(
+            f"The output {output.name} lies in the input's folder, where it would be read as patients. Name a place "
+            "outside."
+        )
+
+
+@contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+    """A file beside the output to write to, which takes the output's name once it is complete."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        yield unfinished
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _threads() -> int:

@@ -174,3 +174,40 @@ def test_real_hours_read_nothing_later_and_no_outcome(real_hours, repo, tmp_path
     early = real_hours["hour"] < real_hours["patient_id"].map(lambda p: 3 + int(p[1:]) % 17)
     told_so_far = score(real_hours[early].drop(columns="SepsisLabel"), released, tmp_path)
     pd.testing.assert_frame_equal(told_so_far, whole[early].reset_index(drop=True), check_exact=True)
+
+
+def test_scores_never_replace_or_join_what_was_scored(icu_hours, model, tmp_path):
+    folder = tmp_path / "hours"
+    folder.mkdir()
+    file = folder / "x.parquet"
+    icu_hours.head(30).to_parquet(file, index=False)
+    before = file.read_bytes()
+    (tmp_path / "link.parquet").symlink_to(file)
+    for given, output, why in [
+        (file, file, "is a file of the input"),
+        (file, tmp_path / "link.parquet", "is a file of the input"),
+        (folder, file, "is a file of the input"),
+        (folder, folder / "scores.parquet", "lies in the input's folder"),
+    ]:
+        with pytest.raises(DataError, match=why):
+            score_file("sepsis", "physionet2019", given, output, str(model))
+        with pytest.raises(DataError, match=why):
+            evaluate_file("sepsis", "physionet2019", given, str(model), output)
+    assert file.read_bytes() == before
+    assert [f.name for f in folder.iterdir()] == ["x.parquet"]
+
+
+def test_a_run_that_fails_leaves_earlier_scores_as_they_were(icu_hours, model, tmp_path, monkeypatch):
+    earlier = score(icu_hours.head(30), model, tmp_path)
+
+    def full(table: pd.DataFrame, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    with pytest.raises(OSError, match="disk full"):
+        score_file(
+            "sepsis", "physionet2019", tmp_path / "x.parquet", tmp_path / "x-scores.parquet", str(model)
+        )
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "x-scores.parquet"), earlier)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["x-scores.parquet", "x.parquet"]
