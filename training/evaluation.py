@@ -43,6 +43,14 @@ EARLY_H: Final = 48
 RIVALS: Final = {"clock": "icu_admission__hours_since_last", "sirs": "sirs_partial", "news2": "news2_partial"}
 """What needs no model: hours in intensive care, and the partial scores, by the feature that holds them."""
 
+TRAINED_ON: Final = (
+    "These patients trained the model, which flatters it. The card has the cross-validated figures."
+)
+ALIKE: Final = (
+    "By their identifiers these look like the challenge's own patients, most of whom trained this model. The honest "
+    "figures for them are the cross-validated ones of the model's card."
+)
+
 REPLICATES: Final = 300
 SEED: Final = 20190101
 
@@ -318,10 +326,12 @@ def evaluate_file(
     judged = judged_rows(rows, labels[rows.index.to_numpy()], bundle)
     evaluation = evaluate(judged, bundle.spec.section("training").get("replicates", REPLICATES))
     evaluation["data"] = {"name": input.name, "rows": len(rows), "model_id": bundle.model_id}
-    if trained_on(bundle, input):
-        notes[
-            "These patients trained the model, which flatters it. The card has the cross-validated figures."
-        ] = None
+    known = {"trained_on_these_files": trained_on(bundle, input), "challenge_patients": alike(bundle, rows)}
+    evaluation["data"] |= known
+    if known["trained_on_these_files"]:
+        notes[TRAINED_ON] = None
+    if known["challenge_patients"]:
+        notes[ALIKE] = None
     with _whole(output) as unfinished:
         unfinished.write_text(dump_json(evaluation), encoding="utf-8")
     return EvaluationResult(bundle.model_id, evaluation, output, tuple(notes))
@@ -331,6 +341,11 @@ def trained_on(bundle: Bundle, input: Path) -> bool:
     """Whether any of the files is one that the bundle was trained on, byte for byte."""
     known = {f["sha256"] for f in bundle.parts["data"].get("files", [])}
     return any(sha256(f) in known for f in physionet2019.files(input))
+
+
+def alike(bundle: Bundle, rows: pd.DataFrame) -> bool:
+    """Whether a model of the challenge's patients meets identifiers of the challenge's form, in whatever file."""
+    return bundle.parts["data"].get("source") == "physionet2019" and bool((rows["site"] != "").any())
 
 
 def judged_rows(rows: pd.DataFrame, label: Ints, bundle: Bundle) -> Judged:

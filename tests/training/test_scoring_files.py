@@ -124,6 +124,19 @@ def test_patients_that_trained_the_model_flatter_it_and_that_is_said(icu_file, i
     assert "flatters" not in other.summary()
 
 
+def test_a_part_of_the_challenges_patients_is_recognised_by_their_identifiers(icu_hours, model, tmp_path):
+    """Another order, or a subset, has other bytes but the same patients."""
+    for name, ids in [("part", icu_hours["patient_id"]), ("own", "h" + icu_hours["patient_id"])]:
+        icu_hours.assign(patient_id=ids).iloc[:4000].to_parquet(tmp_path / f"{name}.parquet")
+        result = evaluate_file(
+            "sepsis", "physionet2019", tmp_path / f"{name}.parquet", str(model), tmp_path / "t.json"
+        )
+        saved = json.loads((tmp_path / "t.json").read_text())["data"]
+        assert saved["trained_on_these_files"] is False
+        assert saved["challenge_patients"] is (name == "part")
+        assert ("look like the challenge's own patients" in result.summary()) is (name == "part")
+
+
 def test_evaluation_saves_under_var_unless_told(icu_file, model, var):
     result = evaluate_file("sepsis", "physionet2019", icu_file, str(model))
     assert result.output.parent == var / "reports"
