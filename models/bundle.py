@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -187,7 +188,10 @@ def write_bundle(
     if folder.exists() and any(folder.iterdir()):
         raise SpecError(f"{folder} is not empty. Bundles are written once; choose a new folder.")
     (folder / "boosters").mkdir(parents=True)
-    texts = {f"boosters/{key}.txt": booster.model_to_string() for key, booster in boosters.items()}
+    texts = {
+        f"boosters/{key}.txt": without_extremes(booster.model_to_string())
+        for key, booster in boosters.items()
+    }
     texts |= {f"{key}.json": dump_json(value) for key, value in parts.items()}
     texts |= {"spec.toml": spec_text, "card.md": card}
     for path, text in texts.items():
@@ -196,6 +200,16 @@ def write_bundle(
     manifest = {"format": FORMAT, "name": name, "version": version, "files": files}
     (folder / MANIFEST).write_text(dump_json(manifest), encoding="utf-8", newline="\n")
     return Bundle.load(folder)
+
+
+def without_extremes(text: str) -> str:
+    """A booster's text without the range of each feature, which is the value of a single patient; nothing reads it.
+
+    LightGBM writes ``feature_infos=[min:max] ...`` for information only: predictions and TreeSHAP stay the same bits.
+    """
+    head, mark, rest = text.partition("\nfeature_infos=")
+    infos, newline, trees = rest.partition("\n")
+    return head + mark + re.sub(r"\[[^\]\s]*\]", "none", infos) + newline + trees
 
 
 def dump_json(value: object) -> str:
