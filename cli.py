@@ -17,6 +17,7 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -185,6 +186,7 @@ def demo(
     var = Path(os.environ.setdefault("WARDCAST_VAR", "var/demo")).absolute()  # before training reads it too
     from serving.demo import run_demo
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the demo's service is stopped with it
     training = [sys.executable, "-m", "training.demo"]
     run_demo(training, var=var, days=days, seed=seed, keep_running=keep_running)
 
