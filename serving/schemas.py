@@ -74,7 +74,8 @@ class EventBody(Contract):
     available_time: Instant | None = Field(
         None,
         description="When the hospital's systems could first show it. Where left out: `time` and the delay that "
-        "concepts.csv declares for the concept (laboratory results), but never later than the call.",
+        "concepts.csv declares for the concept (laboratory results), but never later than the call; of a correction "
+        "or deletion: when it was received.",
     )
     value: Number | None = None
     text: Annotated[str, Field(max_length=2000)] | None = None
@@ -84,7 +85,9 @@ class EventBody(Contract):
     status: Literal["final", "corrected", "preliminary", "deleted"] = "final"
     source_id: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = (
         Field(
-            None, description="Identity at the source. A correction carries the identity of what it corrects."
+            None,
+            description="Identity at the source, one a fact. A correction or deletion must carry the identity of what "
+            "it takes back; of several reports with one identity the one received last stands.",
         )
     )
 
@@ -96,6 +99,11 @@ class EventBody(Contract):
             )
         if self.value is None and self.text is None and self.status != "deleted":
             raise ValueError("neither value nor text is there|Send a value; leave out what was not measured.")
+        if self.status in ("corrected", "deleted") and self.source_id is None:
+            raise ValueError(
+                "source_id is missing: nothing says what is corrected or deleted"
+                "|Send the source_id of what it corrects."
+            )
         return self
 
 
@@ -220,7 +228,9 @@ def _explain(detail: ErrorDetails, request: type[BaseModel] | None) -> FieldProb
         )
     if kind == "value_error":
         problem, _, remedy = str(context.get("error", "")).partition("|")
-        return FieldProblem(field=field_name(loc), problem=problem, remedy=remedy)
+        about = problem.partition(" ")[0]
+        whose = (*loc, about) if about in _FIELDS else loc
+        return FieldProblem(field=field_name(whose), problem=problem, remedy=remedy)
     # Where a field may be of several kinds, pydantic names the branch last.
     named = [p for p in loc if request is None or isinstance(p, int) or p in _FIELDS]
     problem, remedy = _wording(kind, context, found)

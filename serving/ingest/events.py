@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -27,7 +27,10 @@ TOLERANCE: Final = timedelta(minutes=5)
 """How far the sender's clock may run ahead of ours."""
 TOLERANCE_US: Final = TOLERANCE // timedelta(microseconds=1)
 LATE_CLERK_US: Final = 24 * 3_600_000_000
-"""How long after the ICU admission a hospital admission may be written down; PhysioNet 2019 has up to 23.99 h."""
+"""How long after the ICU admission a hospital admission may be written down; PhysioNet 2019 has up to 22.04 h."""
+
+NEVER: Final = -(2**63)
+REVISIONS: Final = ("corrected", "deleted")
 
 Fault = tuple[str, str, str]
 """Reason code, field and remedy."""
@@ -39,6 +42,10 @@ FUTURE: Final = (
     "Check the sender's clock and offset; nothing may lie more than 5 minutes ahead.",
 )
 DUPLICATE: Final = ("duplicate", "source_id", "Nothing to do; a different fact needs another source_id.")
+REVISED: Final = (
+    "It takes the place of what was sent before with this source_id; a different fact needs another."
+)
+WITHDRAWN: Final = " What was sent before with this source_id is no longer used."
 UNKNOWN_ENCOUNTER: Final = (
     "unknown_encounter",
     "encounter_id",
@@ -55,18 +62,22 @@ OUT_OF_ORDER: Final = (
 class Verdict:
     """What became of one item.
 
-    ``accepted`` with a reason: kept, but set aside from every score until the tables know better.
+    ``accepted`` with a reason: kept, but set aside from every score until the tables know better. ``revised``: used, in
+    place of an earlier fact of the same identity, though it did not say that it corrects one.
     """
 
     verdict: str
     reason: str | None = None
     field: str | None = None
     remedy: str | None = None
+    revised: bool = False
 
     def answer(self) -> dict[str, object]:
         """As the sender reads it."""
         used = self.verdict == "accepted" and self.reason is None
         said = {"reason": self.reason, "field": self.field, "remedy": self.remedy}
+        if self.revised:
+            said = {"reason": "revised", "remedy": REVISED}
         return {"verdict": self.verdict, "used": used} | {k: v for k, v in said.items() if v is not None}
 
 
@@ -84,7 +95,8 @@ class Item:
     """One event as sent, its times in microseconds, with an identity of its own.
 
     ``content`` is what makes it the same fact when it is sent again; it serves as ``source_id`` where none was sent.
-    ``named_by`` is the field that says what it is, ``code`` or ``concept``.
+    ``named_by`` is the field that says what it is, ``code`` or ``concept``; ``identified``, whether the sender gave a
+    ``source_id``; ``dated``, whether the sender said when it became available.
     """
 
     encounter_id: str
@@ -98,19 +110,22 @@ class Item:
     source_id: str
     content: bytes
     named_by: str
+    identified: bool
+    dated: bool
 
     @classmethod
     def of(cls, event: EventBody, encounter_id: str, received: int) -> Item:
         """Read an event of the API; a concept is its own code.
 
         Where the sender does not say when it became available, its concept's declared policy does; but what was
-        ``received`` (microseconds) was available.
+        ``received`` (microseconds) was available. A correction or deletion has no delay: :func:`revise` dates it.
         """
         named_by = "code" if event.code is not None else "concept"
-        code = event.code if event.code is not None else f"WARDCAST//{event.concept}"
+        code = event.code.strip() if event.code is not None else f"WARDCAST//{event.concept}"
         time = to_us(event.time)
         stated = None if event.available_time is None else to_us(event.available_time)
-        available = max(time, min(time + _policy_us(code), received)) if stated is None else stated
+        delay = 0 if event.status in REVISIONS else _policy_us(code)
+        available = max(time, min(time + delay, received)) if stated is None else stated
         content = facts.content_hash(
             (
                 encounter_id,
@@ -137,26 +152,181 @@ class Item:
             source_id,
             content,
             named_by,
+            event.source_id is not None,
+            stated is not None,
         )
+
+
+@dataclass(slots=True)
+class Story:
+    """What was told so far of one fact (a ``source_id`` of an encounter): what stands, and what comes after it.
+
+    Attributes
+    ----------
+    said : hashes of the reports, so that a repetition is no news
+    last : status of the newest usable report, by concept
+    after : a revision without a date of its own is not available before this (microseconds)
+    """
+
+    said: set[bytes] = field(default_factory=set)
+    last: dict[str, str] = field(default_factory=dict)
+    after: int = NEVER
+    after_undated: int = NEVER
+
+    @property
+    def standing(self) -> list[str]:
+        """The concepts under which the fact stands."""
+        return [concept for concept, status in self.last.items() if status != "deleted"]
+
+    def tell(self, concept: str, status: str, available: int, dated: bool) -> None:
+        """Add a usable report."""
+        self.last[concept] = status
+        if status in REVISIONS:
+            self.after = max(self.after, available)
+            self.after_undated = self.after_undated if dated else max(self.after_undated, available)
+
+
+Stories = dict[tuple[str, str], Story]
+"""By encounter and source_id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """The earlier report of a fact is disproved by an item, at ``position``, that cannot stand in its place."""
+
+    position: int
+    concept: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is to be kept: an item, dated and marked as the revision it is, or the deletion that its fault calls for."""
+
+    position: int
+    item: Item
+    fault: Fault | None
+    withdrawal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sorted:
-    """Items after cleaning: the usable ones and their positions, and for each item its fault, if any."""
+    """Items after cleaning: what can be used, and for each item its fault, if any.
+
+    ``entries`` come in the order of the items, a withdrawal right after the item that disproves; those without a fault
+    are the rows of ``usable``. ``revised``: the positions of corrections that did not say so themselves.
+    """
 
     usable: pd.DataFrame
-    position: list[int]
     faults: list[Fault | None]
+    entries: list[Entry]
+    revised: set[int]
 
 
-def sort_out(items: Sequence[Item], subjects: Mapping[str, str]) -> Sorted:
-    """Clean items, and say of each what is wrong with it. ``subjects``: the person of each encounter."""
+def sort_out(
+    items: Sequence[Item],
+    subjects: Mapping[str, str],
+    stories: Stories | None = None,
+    received: int | None = None,
+) -> Sorted:
+    """Clean items, say of each what is wrong with it, and what it does to earlier reports of the same fact.
+
+    Parameters
+    ----------
+    subjects : the person of each encounter
+    stories : what was told before; nothing where the items are all there is
+    received : microseconds, optional
+        A revision that does not say when it became available did so then; without it, when what it revises did.
+    """
     usable, account = clean(_table(items, subjects))
     faults: list[Fault | None] = [None] * len(items)
     aside = account.set_aside
     for position, reason in zip(aside["position"].tolist(), aside["reason"].tolist(), strict=True):
         faults[position] = _fault(reason, items[position])
-    return Sorted(usable, [k for k, wrong in enumerate(faults) if wrong is None], faults)
+    position = [k for k, wrong in enumerate(faults) if wrong is None]
+    concepts = [_concept(item) for item in items]
+    for k, concept in zip(position, usable["concept"].tolist(), strict=True):
+        concepts[k] = concept
+    told, revised, gone = revise(items, concepts, faults, stories or {}, received)
+    at = {k: told[k] for k in position}
+    if any(at[k] is not items[k] for k in position):
+        available = facts.instants([item.available for item in at.values()])
+        usable = usable.assign(available_time=available, status=[item.status for item in at.values()])
+    entries = [Entry(k, item, faults[k]) for k, item in enumerate(told)]
+    if gone:
+        withdrawn = [_end(told[w.position], w.concept) for w in gone]
+        ends, _ = clean(_table(withdrawn, subjects))
+        entries += [Entry(w.position, end, None, True) for w, end in zip(gone, withdrawn, strict=True)]
+        place = np.argsort(position + [w.position for w in gone], kind="stable")
+        parts = [part.astype({"concept": object, "unit": object}) for part in (usable, ends)]
+        usable = pd.concat([p for p in parts if len(p)], ignore_index=True).take(place).reset_index(drop=True)
+        entries.sort(key=lambda entry: entry.position)
+    return Sorted(usable, faults, entries, revised)
+
+
+def revise(
+    items: Sequence[Item],
+    concepts: Sequence[str | None],
+    faults: Sequence[Fault | None],
+    stories: Stories,
+    received: int | None,
+) -> tuple[list[Item], set[int], list[Withdrawal]]:
+    """Read the items one after the other: of the reports of one fact, the one received last stands.
+
+    A correction or deletion revises what stands under its own concept, or, where nothing does, all that stands under
+    its ``source_id``. What stands is withdrawn when its correction names another concept or cannot be used. A further
+    final report is a correction too; only the first one after a preliminary report needs no mark.
+
+    Returns
+    -------
+    items, dated and marked; the positions of unmarked corrections; the withdrawals.
+    """
+    told, revised, gone = list(items), set[int](), list[Withdrawal]()
+    for k, item in enumerate(items):
+        if not item.identified:
+            continue
+        story = stories.setdefault((item.encounter_id, item.source_id), Story())
+        if item.content in story.said:
+            continue
+        story.said.add(item.content)
+        concept, usable = concepts[k], faults[k] is None
+        before = story.last.get(concept or "")
+        if item.status not in REVISIONS and before is None:
+            revises = False
+        else:
+            revises = item.status in REVISIONS or before != "preliminary"
+            item = _dated(item, story, received)
+        if usable and revises and item.status not in REVISIONS:
+            item = replace(item, status="corrected")
+            revised.add(k)
+        told[k] = item
+        disproved = (
+            [concept] if concept in story.standing else story.standing if item.status in REVISIONS else []
+        )
+        for other in disproved if not usable or concept not in disproved else []:
+            gone.append(Withdrawal(k, str(other)))
+            story.tell(str(other), "deleted", item.available, item.dated)
+        if usable:
+            story.tell(str(concept), item.status, item.available, item.dated)
+    return told, revised, gone
+
+
+def _dated(item: Item, story: Story, received: int | None) -> Item:
+    """A revision is available when it was received, or as it says; never before an undated one that it follows."""
+    if item.dated:
+        return replace(item, available=max(item.available, story.after_undated))
+    return replace(item, available=max(item.available, story.after, NEVER if received is None else received))
+
+
+def _end(item: Item, concept: str) -> Item:
+    """The deletion that withdraws what an item disproves."""
+    content = facts.content_hash((item.content, concept, "withdrawn"))
+    code = f"WARDCAST//{concept}"
+    return replace(item, code=code, value=None, text=None, unit=None, status="deleted", content=content)
+
+
+def _concept(item: Item) -> str | None:
+    known = loader.codes().get(item.code)
+    return known.concept if known else None
 
 
 def _table(items: Sequence[Item], subjects: Mapping[str, str]) -> pd.DataFrame:
@@ -290,34 +460,52 @@ def _receive_events(
     refused = [_refusal(item, item.encounter_id in known, now) for item in items]
     taken = [item for item, wrong in zip(items, refused, strict=True) if wrong is None]
     subjects = {who: about["subject_id"] for who, about in known.items()}
-    judged = sort_out(taken, subjects)
-    fresh = facts.add_events(connection, _rows(taken, judged, subjects, now))
-    outcome = list(zip(taken, fresh, judged.faults, strict=True))
-    touched = {item.encounter_id for item, is_new, wrong in outcome if is_new and wrong is None}
-    verdicts = iter(outcome)
-    return [
-        Verdict("rejected", *wrong) if wrong else _kept(*next(verdicts)[1:]) for wrong in refused
-    ], touched
+    judged = sort_out(taken, subjects, _stories(connection, taken), now)
+    added = facts.add_events(connection, _rows(judged, subjects, now))
+    fresh = [new for new, entry in zip(added, judged.entries, strict=True) if not entry.withdrawal]
+    gone = {entry.position for entry in judged.entries if entry.withdrawal}
+    outcome = list(enumerate(zip(fresh, judged.faults, strict=True)))
+    touched = {taken[k].encounter_id for k, (new, wrong) in outcome if new and (wrong is None or k in gone)}
+    kept = iter([_kept(new, wrong, k in judged.revised, k in gone) for k, (new, wrong) in outcome])
+    return [Verdict("rejected", *wrong) if wrong else next(kept) for wrong in refused], touched
+
+
+def _stories(connection: Connection, items: Sequence[Item]) -> Stories:
+    """What the store knows of the facts that the items are about."""
+    asked: dict[str, set[str]] = {}
+    for item in items:
+        if item.identified:
+            asked.setdefault(item.encounter_id, set()).add(item.source_id)
+    stories: Stories = {}
+    for encounter_id, sources in asked.items():
+        for r in facts.reports(connection, encounter_id, sources):
+            story = stories.setdefault((encounter_id, r.source_id), Story())
+            story.said.add(bytes(r.content_hash))
+            if r.reason is None:
+                story.tell(r.concept, r.status, r.available_time, r.available_time != r.received_time)
+    return stories
 
 
 def _refusal(item: Item, encounter_known: bool, now: int) -> Fault | None:
     if not encounter_known:
         return UNKNOWN_ENCOUNTER
-    for field, when in (("time", item.time), ("available_time", item.available)):
+    for name, when in (("time", item.time), ("available_time", item.available)):
         if when > now + TOLERANCE_US:
-            return FUTURE[0], field, FUTURE[2]
+            return FUTURE[0], name, FUTURE[2]
     return None
 
 
-def _kept(is_new: bool, wrong: Fault | None) -> Verdict:
+def _kept(is_new: bool, wrong: Fault | None, revised: bool, withdrew: bool) -> Verdict:
     if not is_new:
         return Verdict("duplicate")
-    return Verdict("accepted", *wrong) if wrong else Verdict("accepted")
+    if wrong:
+        reason, about, remedy = wrong
+        return Verdict("accepted", reason, about, remedy + WITHDRAWN if withdrew else remedy)
+    return Verdict("accepted", revised=revised)
 
 
-def _rows(
-    items: Sequence[Item], judged: Sorted, subjects: Mapping[str, str], now: int
-) -> list[dict[str, Any]]:
+def _rows(judged: Sorted, subjects: Mapping[str, str], now: int) -> list[dict[str, Any]]:
+    """Rows of the event table, one an entry."""
     rows: list[dict[str, Any]] = [
         {
             "encounter_id": item.encounter_id,
@@ -337,11 +525,12 @@ def _rows(
             "unit": None,
             "reason": wrong[0] if wrong else None,
         }
-        for item, wrong in zip(items, judged.faults, strict=True)
+        for item, wrong in ((entry.item, entry.fault) for entry in judged.entries)
     ]
     usable = judged.usable
     cleaned = zip(usable["concept"], usable["numeric_value"].tolist(), usable["unit"], strict=True)
-    for position, (concept, value, unit) in zip(judged.position, cleaned, strict=True):
+    places = [k for k, entry in enumerate(judged.entries) if entry.fault is None]
+    for position, (concept, value, unit) in zip(places, cleaned, strict=True):
         value = None if math.isnan(value) else value
         rows[position] |= {"concept": concept, "numeric_value": value, "unit": unit}
     return rows

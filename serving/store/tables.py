@@ -79,6 +79,7 @@ events = Table(
     Column("unit", String(64)),
     Column("reason", String(64)),
     Index("events_of_encounter", "encounter_id", "seq"),
+    Index("events_of_source", "encounter_id", "source_id"),
     sqlite_autoincrement=True,
 )
 

@@ -49,6 +49,8 @@ def refused(answer: Any, status: int) -> dict[str, Any]:
         ({"code": "LOINC//8867-4"}, "events[0]", "exactly one of code and concept"),
         ({"value": None}, "events[0]", "neither value nor text"),
         ({CANARY: 1}, "events[0]", "holds a field that is not known here"),
+        ({"status": "corrected"}, "events[0].source_id", "source_id is missing"),
+        ({"status": "deleted", "value": None}, "events[0].source_id", "source_id is missing"),
         ({"source_id": ""}, "events[0].source_id", "not written as it should be"),
         ({"concept": "Heart Rate"}, "events[0].concept", "not written as it should be"),
     ],
@@ -302,3 +304,14 @@ def test_wrong_paths_and_methods_have_the_same_shape(service: Any):
         refused(service.post("/v1/alerts/acknowledge", {"alert_id": "0" * 32}), 404)["code"]
         == "unknown_alert"
     )
+
+
+@pytest.mark.parametrize("code", ["LOINC//8867-4 ", " LOINC//8867-4", "LOINC//8867-4\u00a0"])
+def test_blanks_around_a_code_change_nothing(service: Any, code: str):
+    sent = {k: v for k, v in GOOD_EVENT.items() if k != "concept"} | {"code": code}
+    answer = service.post("/v1/sepsis/score", body() | {"events": [sent | {"value": 999}]})
+    assert answer.status_code == 200, answer.text
+    wrong = answer.json()["ignored"][0]
+    assert (wrong["reason"], wrong["field"]) == ("impossible_value", "events[0].value")
+    assert "heart_rate" in wrong["remedy"]
+    assert service.post("/v1/sepsis/score", body() | {"events": [sent]}).json()["ignored"] == []

@@ -303,3 +303,31 @@ def test_a_model_that_was_tampered_with_is_not_served(make_service: Any, bundle:
     (copy / "decision.json").write_text((copy / "decision.json").read_text().replace("0.08", "0.80"))
     service = make_service(SEPSIS_MODEL=str(copy))
     assert service.get("/readyz").json()["problems"] == ["model_unusable"]
+
+
+@pytest.mark.parametrize(
+    ("reports", "stands"),
+    [
+        ([(2, 9.0, {}), (2, None, {"status": "deleted"})], None),
+        ([(2, 3.0, {}), (2, 9.0, {"status": "corrected"}), (2, 2.0, {"status": "corrected"})], 2.0),
+        ([(2, 9.0, {}), (0, 1.0, {"status": "corrected"})], 1.0),
+        ([(2, 9.0, {}), (2, None, {"status": "deleted"}), (2, 4.0, {"status": "corrected"})], 4.0),
+        ([(2, 9.0, {}), (2, 2.0, {"status": "corrected", "unit": "furlong"})], None),
+        ([(2, 9.0, {}), (2, 2.0, {})], 2.0),
+    ],
+)
+def test_in_one_request_the_last_report_of_a_result_stands(
+    service: Any,
+    patient: Any,
+    reports: list[tuple[float, float | None, dict[str, Any]]],
+    stands: float | None,
+):
+    """Without a word about when each became available, and whether asked now or about an hour long past."""
+    who = patient().rounds(range(6))
+    for hour, value, more in reports:
+        who.measure(hour, "lactate", value, source_id="L1", **more)
+    answer = score(service, who.score_request(6, features=True, explain=True))
+    assert answer["features"]["lactate__last"] == stands
+    assert answer["features"]["lactate__delta"] is None
+    told = explain_prediction(service.settings, answer["prediction_id"])
+    assert told["probability"] == answer["probability"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 from sqlalchemy import delete, select, update
 
+from features.clock import UTC_US
 from features.concepts import loader
 from features.errors import ConfigError, DataError
+from features.windows import Window, build
 from serving.store import audit
 from serving.store.store import Store
 from serving.store.tables import audit as audit_table
@@ -238,3 +240,101 @@ def test_two_writers_at_once_both_succeed(service: Any):
         list(pool.map(write, range(40)))
     assert service.state.store.verify_audit() is None
     assert service.state.now() - service.state.now() <= timedelta(0)
+
+
+def lactates_read(service: Any, hour: float) -> tuple[float, float]:
+    """Count and sum of the lactates that features see at an hour of the first patient."""
+    known = service.state.store.events(["enc-1"], ADMITTED + timedelta(hours=hour))
+    rows = pd.DataFrame({"encounter_id": ["enc-1"], "prediction_time": [ADMITTED + timedelta(hours=hour)]})
+    rows = rows.astype({"prediction_time": UTC_US})
+    count, total = build(known, rows, [Window.parse("lactate", s) for s in ("count", "sum")])[0].tolist()
+    return count, 0.0 if count == 0 else round(total, 4)
+
+
+ADMITTED = datetime(2026, 3, 1, 6, tzinfo=UTC)
+Report = tuple[float, float | None, dict[str, Any]]
+CORRECTED, DELETED = {"status": "corrected"}, {"status": "deleted"}
+EARLY = (ADMITTED + timedelta(hours=2)).isoformat()
+RETRACTIONS: dict[str, tuple[list[Report], list[float]]] = {
+    "deleted": ([(2, 9.0, {}), (2, None, DELETED)], []),
+    "corrected": ([(2, 9.0, {}), (2, 2.0, CORRECTED)], [2.0]),
+    "corrected twice, to the smaller value": (
+        [(2, 3.0, {}), (2, 9.0, CORRECTED), (2, 2.0, CORRECTED)],
+        [2.0],
+    ),
+    "deleted and reinstated": ([(2, 9.0, {}), (2, None, DELETED), (2, 4.0, CORRECTED)], [4.0]),
+    "deleted and sent again": ([(2, 9.0, {}), (2, None, DELETED), (2, 4.0, {})], [4.0]),
+    "moved two hours earlier": ([(2, 9.0, {}), (0, 1.0, CORRECTED)], [1.0]),
+    "deletion dated a minute before": ([(2, 9.0, {}), (2 - 1 / 60, None, DELETED)], []),
+    "a correction that claims to be older": (
+        [(2, 9.0, {}), (2, 2.0, CORRECTED | {"available_time": EARLY})],
+        [2.0],
+    ),
+    "unknown unit": ([(2, 9.0, {}), (2, 2.0, CORRECTED | {"unit": "furlong"})], []),
+    "impossible value": ([(2, 9.0, {}), (2, 9999.0, CORRECTED)], []),
+    "unknown code": ([(2, 9.0, {}), (2, 2.0, CORRECTED | {"concept": None, "code": "LAB//none"})], []),
+    "another concept": ([(2, 9.0, {}), (2, 100.0, CORRECTED | {"concept": "glucose"})], []),
+    "another concept and back": (
+        [(2, 9.0, {}), (2, 100.0, CORRECTED | {"concept": "glucose"}), (2, 3.0, CORRECTED)],
+        [3.0],
+    ),
+    "unusable, then usable": (
+        [(2, 9.0, {}), (2, 2.0, CORRECTED | {"unit": "furlong"}), (2, 2.0, CORRECTED)],
+        [2.0],
+    ),
+    "final again with another value": ([(2, 9.0, {}), (2, 2.0, {})], [2.0]),
+    "final again with an impossible value": ([(2, 9.0, {}), (2, 9999.0, {})], []),
+    "preliminary, then final": ([(2, 9.0, {"status": "preliminary"}), (2, 2.0, {})], [2.0]),
+    "preliminary after final": ([(2, 9.0, {}), (2, 2.0, {"status": "preliminary"})], [2.0]),
+}
+
+
+@pytest.mark.parametrize("name", list(RETRACTIONS))
+@pytest.mark.parametrize("together", [False, True])
+def test_what_the_source_takes_back_is_not_scored(service: Any, patient: Any, name: str, together: bool):
+    """In calls of their own or in one, and without a word about when each report became available."""
+    told, stand = RETRACTIONS[name]
+    service.send(patient().rounds(range(4)).news(3))
+    who = patient()
+    for k, (hour, value, more) in enumerate(told):
+        who.measure(hour, "lactate", value, source_id="L1")
+        who.events[-1] = {k: v for k, v in (who.events[-1] | more).items() if v is not None}
+        if not together:
+            answer = service.send(who.news(4 + k / 10))["events"]
+            assert [v["verdict"] for v in answer] == ["accepted"]
+            who.events.clear()
+    if together:
+        service.send(who.news(4.5))
+    assert lactates_read(service, 5) == (len(stand), sum(stand))
+    logged = service.state.store.predictions()
+    assert logged["prediction_time"].iloc[-1] > pd.Timestamp(patient().at(3.9))
+
+
+def test_a_result_sent_again_with_another_value_says_what_it_did(service: Any, patient: Any):
+    service.send(patient().rounds(range(4)).measure(2, "lactate", 9.0, source_id="L1").news(3))
+    again = service.send(patient().measure(2, "lactate", 2.0, source_id="L1").news(4))
+    verdict = again["events"][0]
+    assert (verdict["verdict"], verdict["used"], verdict["reason"]) == ("accepted", True, "revised")
+    assert "another" in verdict["remedy"]
+    assert again["counts"] == {"accepted": 1, "duplicate": 0, "rejected": 0, "set_aside": 0}
+    wrong = patient().measure(2, "lactate", 2.0, source_id="L1", status="corrected", unit="furlong")
+    verdict = service.send(wrong.news(5))["events"][0]
+    assert (verdict["used"], verdict["reason"]) == (False, "unit_unknown")
+    assert "no longer used" in verdict["remedy"]
+    assert lactates_read(service, 4.5) == (1, 2.0)
+    assert lactates_read(service, 5) == (0, 0)
+    repeated = service.send(wrong.news(6))["events"][0]
+    assert repeated["verdict"] == "duplicate"
+
+
+def test_results_of_one_panel_stand_side_by_side(service: Any, patient: Any):
+    panel = patient().measure(2, "lactate", 3.0, source_id="P1").measure(2, "glucose", 100.0, source_id="P1")
+    service.send(panel.news(3))
+    service.send(patient().measure(2, "glucose", None, source_id="P1", status="deleted").news(4))
+    assert lactates_read(service, 5) == (1, 3.0)
+    service.send(
+        {"encounters": [patient("enc-2").encounter], "events": [], "as_of": patient().at(5).isoformat()}
+    )
+    other = patient("enc-2").measure(2, "lactate", None, source_id="P1", status="deleted")
+    service.send(other.news(5))
+    assert lactates_read(service, 5) == (1, 3.0)
