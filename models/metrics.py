@@ -360,7 +360,13 @@ def _percentiles(values: Floats) -> tuple[float, float]:
 
 
 def alert_table(
-    patient: Ints, hour: Floats, label: Ints, page: Bools, rows: Bools | None = None, matured_h: float = 24.0
+    patient: Ints,
+    hour: Floats,
+    label: Ints,
+    page: Bools,
+    rows: Bools | None = None,
+    matured_h: float = 24.0,
+    until_h: float = np.inf,
 ) -> dict[str, float]:
     """What a ward would see of pages: how many, how often right, how early.
 
@@ -373,10 +379,15 @@ def alert_table(
         Count only pages and hours of these rows; what a stay comes to is still read from all of it.
     matured_h : float
         A page is true when onset follows within so many hours.
+    until_h : float
+        Sensitivities and lead are those of septic stays with onset up to this hour: nobody could have paged in these
+        rows for a later one within hours of it.
 
     Returns
     -------
-    ``sensitivity``: septic stays paged before onset; ``sensitivity_12h``: paged within the last 12 h before it.
+    ``sensitivity``: septic stays paged before onset; ``sensitivity_12h``: paged within the last 12 h before it. Both,
+    and the lead, leave out stays that are positive in their first row (``positive_from_start``, a count): when their
+    sepsis began is not in the record.
     ``stay_ppv``: paged stays that turn septic; ``page_ppv``: pages followed by onset within ``matured_h``.
     ``pages_per_100_patient_days``; ``lead_h`` quartiles, first page to onset; ``prevalence_per_stay``. NaN where
     there is nothing to divide by.
@@ -390,12 +401,16 @@ def alert_table(
     first_page = np.full(len(onset), np.inf)
     np.minimum.at(first_page, patient[paged], hour[paged])
     stay_paged = np.isfinite(first_page)
+    started = np.full(len(onset), np.inf)
+    np.minimum.at(started, patient, hour)
+    at_once = septic & (onset - LABEL_LEAD_H <= started)
+    judged = septic & present & ~at_once & (onset <= until_h)
     soon = np.bincount(patient[paged & (ahead <= 12)], minlength=len(onset)) > 0
-    lead = onset[septic & stay_paged] - first_page[septic & stay_paged]
+    lead = onset[judged & stay_paged] - first_page[judged & stay_paged]
     quartiles = np.percentile(lead, [25, 50, 75]) if len(lead) else np.full(3, np.nan)
     return {
-        "sensitivity": _share(stay_paged[septic & present]),
-        "sensitivity_12h": _share(soon[septic & present]),
+        "sensitivity": _share(stay_paged[judged]),
+        "sensitivity_12h": _share(soon[judged]),
         "stay_ppv": _share(septic[stay_paged]),
         "page_ppv": _share((ahead <= matured_h)[paged]),
         "pages_per_100_patient_days": 2400 * float(paged.sum()) / max(float(counted.sum()), 1.0),
@@ -403,6 +418,7 @@ def alert_table(
         "lead_h_median": float(quartiles[1]),
         "lead_h_q3": float(quartiles[2]),
         "prevalence_per_stay": _share(septic[present]),
+        "positive_from_start": int((at_once & present).sum()),
     }
 
 

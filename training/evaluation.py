@@ -97,8 +97,9 @@ def evaluate(judged: Judged, replicates: int = REPLICATES, seed: int = SEED) -> 
         where = {"hospital": hospital, "hours": hours}
         table.append(where | _described(judged, rows) | _measured(whole.where(rows), replicates, rng))
         rivals.append(where | {name: _rival(judged, gain, name, rows) for name in judged.rivals})
-        alerts.append(where | _alerts(judged, rows))
-    replicated = {"replicates": replicates, "unit": "patient", "method": "bootstrap percentiles, 95 %"}
+        alerts.append(where | _alerts(judged, rows, np.inf if hours == "all" else EARLY_H))
+    method = "95 %, bootstrap percentiles; of the ICI, percentiles re-centred on the figure"
+    replicated = {"replicates": replicates, "unit": "patient", "method": method}
     parts = {"table": table, "rivals": rivals, "alerts": alerts, "intervals": replicated}
     cleaned: dict[str, Any] = clean_json(parts | {"curves": curves(judged, gain)})
     return cleaned
@@ -143,8 +144,8 @@ def _rival(judged: Judged, gain: Floats, name: str, rows: Bools) -> dict[str, fl
     }
 
 
-def _alerts(judged: Judged, rows: Bools) -> dict[str, float]:
-    return metrics.alert_table(judged.patient, judged.hour, judged.label, judged.page, rows)
+def _alerts(judged: Judged, rows: Bools, until_h: float) -> dict[str, float]:
+    return metrics.alert_table(judged.patient, judged.hour, judged.label, judged.page, rows, until_h=until_h)
 
 
 def curves(judged: Judged, gain: Floats) -> dict[str, Any]:

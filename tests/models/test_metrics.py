@@ -206,6 +206,28 @@ def test_first_hours_alone_still_know_the_onset():
     assert table["sensitivity_12h"] == 1
 
 
+def test_stays_positive_from_their_first_row_are_counted_and_left_out():
+    """Two septic stays, paged at once; only the second could be paged before its label."""
+    patient, hour, label = stays((1,) * 10, (0,) * 10 + (1,) * 10, (0,) * 5)
+    table = metrics.alert_table(patient, hour, label, hour == 0)
+    assert table["positive_from_start"] == 1
+    assert (table["sensitivity"], table["sensitivity_12h"]) == (1, 0)
+    assert table["lead_h_q1"] == table["lead_h_q3"] == 16
+    assert table["prevalence_per_stay"] == pytest.approx(2 / 3)
+    assert table["stay_ppv"] == pytest.approx(2 / 3)
+
+
+def test_a_band_of_hours_judges_the_onsets_it_can_hold():
+    """Onset at hour 16 and at hour 46; a page in the first 20 hours can be early for the first only."""
+    patient, hour, label = stays((0,) * 10 + (1,) * 10, (0,) * 40 + (1,) * 10)
+    page = (patient == 0) & (hour == 5)
+    every = metrics.alert_table(patient, hour, label, page, rows=hour <= 20)
+    early = metrics.alert_table(patient, hour, label, page, rows=hour <= 20, until_h=20)
+    assert (every["sensitivity"], early["sensitivity"]) == (0.5, 1)
+    assert (every["sensitivity_12h"], early["sensitivity_12h"]) == (0.5, 1)
+    assert early["prevalence_per_stay"] == 1
+
+
 def test_without_pages_shares_are_unknown_not_zero():
     patient, hour, label = stays((0,) * 5)
     table = metrics.alert_table(patient, hour, label, np.zeros(5, bool))
