@@ -23,10 +23,27 @@ CALIBRATION: Final = ("brier", "ici", "slope", "observed_expected")
 RIVALS: Final = {"clock": "hours in intensive care alone", "sirs": "SIRS, partial", "news2": "NEWS2, partial"}
 
 PAGES: Final = (
-    "Pages up to onset. Sensitivity: septic stays paged at all, and paged within the last 12 h before onset. Stay PPV: "
+    "Pages up to onset. Sensitivity: septic stays paged at all, and paged within the last 12 h before onset; stays "
+    "that are positive in their first hour are left out of it and of the lead, and the rows of the first 48 h count "
+    "stays with onset by then. Stay PPV: "
     "paged stays that are septic; page PPV: pages followed by onset within 24 h. Lead: first page to onset; it says "
     "little without the rate beside it."
 )
+
+
+CHALLENGE: Final = frozenset(
+    {
+        "9e7a6e32bf9dad6beaa081fe9c10f60ac42854f6072c19a5b81bcd151fdd6dc6",
+        "565b8de3ad5abdfb499f3ee1311c25e1c71ad6078a8f3cfd0f548bd67ed9a4a6",
+    }
+)
+"""SHA-256 of setA.parquet and setB.parquet, the development part of the challenge's training sets."""
+
+CHALLENGE_NAME: Final = (
+    "PhysioNet/Computing in Cardiology Challenge 2019, training sets of two US hospital systems"
+)
+CHALLENGE_HELD: Final = " Part of each hospital's patients is held back from development and was not seen."
+UNKNOWN_NAME: Final = "Data in the format of the PhysioNet/Computing in Cardiology Challenge 2019"
 
 
 def number(value: float | None, digits: int) -> str:
@@ -59,7 +76,7 @@ def evaluation_text(evaluation: Table) -> str:
     note = (
         f"95 % intervals from {intervals['replicates']} bootstrap replicates of patients. Utility: PhysioNet/CinC "
         "2019, 0 silence, 1 best; within the first 48 h it is normalised by the best attainable in those hours. ICI, "
-        "slope and O/E judge calibration (0, 1, 1 are perfect)."
+        "slope and O/E judge calibration (0, 1, 1 are perfect); the ICI has a re-centred percentile interval."
     )
     return "\n\n".join([*(p for p in parts if p), note])
 
@@ -184,11 +201,12 @@ def _made_from(data: Table) -> str:
         f"{n:,} {reason.replace('_', ' ')}" for reason, n in data["cleaning"].items() if reason != "events"
     )
     unscored = ", ".join(f"{n:,} {status}" for status, n in data["statuses"].items() if status != "scored")
+    genuine = all(f["sha256"] in CHALLENGE for f in data["files"])
+    name, held = (CHALLENGE_NAME, CHALLENGE_HELD) if genuine else (UNKNOWN_NAME, "")
     return (
-        "PhysioNet/Computing in Cardiology Challenge 2019, training sets of two US hospital systems: "
-        f"{data['patients']:,} intensive-care stays, {data['rows']:,} patient-hours, {data['septic_patients']:,} "
-        f"stays with sepsis by Sepsis-3. Files: {files}. Part of each hospital's patients is held back from "
-        f"development and was not seen.\n\nOf {data['cleaning']['events']:,} measured values, cleaning set aside: "
+        f"{name}: {data['patients']:,} intensive-care stays, {data['rows']:,} patient-hours, "
+        f"{data['septic_patients']:,} stays with sepsis by Sepsis-3. Files: {files}.{held}\n\nOf "
+        f"{data['cleaning']['events']:,} measured values, cleaning set aside: "
         f"{aside or 'none'}. Hours that could not be scored: {unscored or 'none'}; they were not trained on, and in "
         "the utility they count as silence.\n\nThe label is the challenge's SepsisLabel, unmasked: 1 from six hours "
         "before onset to the end of the record."
@@ -217,8 +235,7 @@ def _influence(spec: Spec, influence: Table) -> str:
     return (
         "Share of the absolute contributions (exact TreeSHAP, log-odds before calibration) on a sample of "
         "development hours. *Process* is when and how often something was measured, which reflects habits of these "
-        "two hospitals as "
-        "much as illness.\n\n" + markdown(["Kind of feature", "Share"], rows)
+        "hospitals as much as illness.\n\n" + markdown(["Kind of feature", "Share"], rows)
     )
 
 
@@ -241,14 +258,22 @@ def _limits(data: Table, evaluation: Table) -> str:
         [
             _elsewhere(evaluation.get("transfer", [])),
             "Onset is the earlier of organ dysfunction and suspicion as recorded afterwards (antibiotics and "
-            "cultures), so the label follows clinicians' behaviour. Some septic stays are positive in their first "
-            "hour, where no warning was possible; they count as missed.",
+            "cultures), so the label follows clinicians' behaviour. " + _from_start(evaluation),
             "The data are hourly and begin with intensive care. Measurements from before it, or other habits of "
             "measuring, change what counts and times since the last measurement mean; units are converted, habits "
             "cannot be.",
             "No race, language or social data were available; fairness was not measured beyond hospital. There are no "
             "dates, so nothing is known of how it ages.",
         ]
+    )
+
+
+def _from_start(evaluation: Table) -> str:
+    counts = [row.get("positive_from_start") for row in evaluation["alerts"][:1]]
+    some = f"{counts[0]:,}" if counts and counts[0] is not None else "Some"
+    return (
+        f"{some} septic stays are positive in their first hour, where no earlier warning was possible: the utility "
+        "pays an alarm there in full, as the challenge does; sensitivity and lead of the pages leave these stays out."
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.cards import evaluation_text, markdown, number, sepsis_card, with_interval
+from models.cards import CHALLENGE, evaluation_text, markdown, number, sepsis_card, with_interval
 from models.spec import Spec
 
 
@@ -29,6 +29,7 @@ def evaluation() -> dict:
     alerts = {
         "pages_per_100_patient_days": 25.04, "sensitivity": 0.7, "sensitivity_12h": 0.4, "stay_ppv": 0.2,
         "page_ppv": None, "lead_h_median": 12.0, "lead_h_q1": 4.0, "lead_h_q3": 30.0, "prevalence_per_stay": 0.066,
+        "positive_from_start": 1234,
     }  # fmt: skip
     return {
         "method": "Guessed.",
@@ -80,6 +81,20 @@ def test_a_card_sets_the_clock_beside_the_model(repo: Path, evaluation):
     assert "2 impossible value" in card
     assert "1,000 insufficient_data" in card
     assert "was not measured" in card  # transfer
+    assert "1,234 septic stays are positive in their first hour" in card
+    assert "count as missed" not in card
+    assert "in the format of the PhysioNet" in card
+    assert "held back" not in card
+    genuine = [{"name": "setA.parquet", "sha256": min(CHALLENGE)}]
+    known = sepsis_card(
+        spec=spec,
+        version="1",
+        data=data | {"files": genuine},
+        evaluation=evaluation,
+        decision=decision,
+        influence={},
+    )
+    assert "training sets of two US hospital systems" in known
     elsewhere = [
         {
             "trained_on": "A",
