@@ -37,6 +37,9 @@ Matrix = npt.NDArray[np.float32]
 Say = Callable[[int], None]
 
 START: Final = datetime(2026, 1, 5, tzinfo=UTC)
+OLDEST: Final = 130
+"""Years; an age beyond it is a typing error."""
+
 CITATION: Final = (
     "Reyna MA, Josef CS, Jeter R, et al. Early Prediction of Sepsis From Clinical Data: The PhysioNet/Computing in "
     "Cardiology Challenge 2019. Crit Care Med 2020;48(2):210-217. Data: doi 10.13026/v64v-d857, CC BY 4.0."
@@ -59,12 +62,17 @@ class Patients:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Features and scope of some rows, in the order of ``rows``; ``account`` counts what cleaning set aside."""
+    """Features and scope of some rows, in the order of ``rows``.
+
+    ``account`` counts the events read and those that cleaning set aside, by reason. ``columns`` has one row a source's
+    code with ``read`` and ``aside``, both counts of events.
+    """
 
     rows: pd.DataFrame
     matrix: Matrix
     status: Objects
     account: dict[str, int]
+    columns: pd.DataFrame
 
 
 def prepare(patients: Patients, spec: Spec, threads: int = 1) -> Prepared:
@@ -74,12 +82,26 @@ def prepare(patients: Patients, spec: Spec, threads: int = 1) -> Prepared:
     about = patients.encounters.set_index("encounter_id").loc[patients.rows["encounter_id"].astype(object)]
     status = scope.assess(
         about["encounter_class"],
-        about["age_years"].to_numpy(dtype=np.float64),
+        _age(about["age_years"].to_numpy(dtype=np.float64)),
         scope.recent_vitals(matrix, spec),
         spec,
         scope.admission_known(matrix, spec),
     )
-    return Prepared(patients.rows, matrix, status, {"events": account.read, **account.reasons})
+    columns = _by_column(patients.events["code"], account.set_aside["position"].to_numpy(dtype=np.int64))
+    return Prepared(patients.rows, matrix, status, {"events": account.read, **account.reasons}, columns)
+
+
+def _age(years: Floats) -> Floats:
+    """Ages no human has are unknown ages: they neither admit to the scope nor shut out of it."""
+    return np.where((years >= 0) & (years <= OLDEST), years, np.nan)
+
+
+def _by_column(code: pd.Series, aside: Ints) -> pd.DataFrame:
+    names = code.astype("category").cat
+    codes, size = names.codes.to_numpy().astype(np.int64), len(names.categories)
+    lost = np.bincount(codes[aside][codes[aside] >= 0], minlength=size)
+    read = np.bincount(codes[codes >= 0], minlength=size)
+    return pd.DataFrame({"read": read, "aside": lost}, index=names.categories.astype(str))
 
 
 @dataclass(frozen=True)

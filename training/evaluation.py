@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from models.cards import evaluation_text
 from models.decision import AlertPolicy, pages
 from models.metrics import Scored
 from models.scope import SCORED
-from training.cohort import Patients, prepare, sha256, sources_of
+from training.cohort import Patients, Prepared, prepare, sha256, sources_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -50,6 +50,9 @@ ALIKE: Final = (
     "By their identifiers these look like the challenge's own patients, most of whom trained this model. The honest "
     "figures for them are the cross-validated ones of the model's card."
 )
+
+MOST_ASIDE: Final = 0.05
+"""A column of which cleaning sets aside a greater share is worth a line of its own."""
 
 REPLICATES: Final = 300
 SEED: Final = 20190101
@@ -199,6 +202,10 @@ def score_patients(bundle: Bundle, patients: Patients, threads: int = 1) -> pd.D
     ``patients.rows`` with ``probability`` (NaN where unscorable), ``alert``, ``page``, ``status``, and a column for
     each rival that the bundle's features hold. Each row reads only what was available at its own prediction time.
     """
+    return _scored(bundle, patients, threads)[0]
+
+
+def _scored(bundle: Bundle, patients: Patients, threads: int) -> tuple[pd.DataFrame, Prepared]:
     ready = prepare(patients, bundle.spec, threads)
     scored = np.asarray(ready.status == SCORED)
     probability = np.full(len(scored), np.nan)
@@ -208,13 +215,44 @@ def score_patients(bundle: Bundle, patients: Patients, threads: int = 1) -> pd.D
     policy = AlertPolicy.from_dict(bundle.alert_policy)
     names = list(bundle.feature_names)
     rivals = {k: ready.matrix[:, names.index(f)].astype(np.float64) for k, f in RIVALS.items() if f in names}
-    return ready.rows.assign(
+    rows = ready.rows.assign(
         probability=probability,
         alert=probability >= bundle.thresholds["utility"],
         page=pages(encounter, micros(ready.rows["prediction_time"]), probability, policy),
         status=ready.status,
         **rivals,
     )
+    return rows, replace(ready, matrix=ready.matrix[:0])
+
+
+@dataclass
+class _Cleaning:
+    """What cleaning set aside over all parts of an input."""
+
+    account: Counter[str] = field(default_factory=Counter)
+    columns: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame({"read": [], "aside": []}, dtype=np.int64)
+    )
+
+    def add(self, part: Prepared) -> None:
+        self.account.update(part.account)
+        self.columns = self.columns.add(part.columns, fill_value=0).astype(np.int64)
+
+    def notes(self) -> list[str]:
+        """Lines for the console: how many values by reason, then each column that loses more than its share."""
+        reasons = [(n, r.replace("_", " ")) for r, n in self.account.items() if r != "events" and n]
+        if not reasons:
+            return []
+        said = ", ".join(f"{n:,} {reason}" for n, reason in reasons)
+        lines = [
+            f"Of {self.account['events']:,} values, cleaning set aside {said}; they count as never measured."
+        ]
+        heavy = self.columns[self.columns["aside"] > MOST_ASIDE * self.columns["read"]]
+        lines += [
+            f"{str(code).rpartition('//')[2]}: {row.aside:,} of {row.read:,} values set aside. Check the column's unit."
+            for code, row in zip(heavy.index, heavy.itertuples(index=False), strict=True)
+        ]
+        return lines
 
 
 @dataclass(frozen=True)
@@ -257,9 +295,10 @@ def score_file(product: str, source: str, input: Path, output: Path, model: str 
     if output.suffix != ".parquet":
         raise ConfigError(f"Scores are written as Parquet; name the output {output.stem}.parquet.")
     _refuse_onto_input(input, output)
-    parts, notes = [], dict[str, None]()
+    parts, notes, cleaning = [], dict[str, None](), _Cleaning()
     for patients in sources_of(input):
-        rows = score_patients(bundle, patients, threads=_threads())
+        rows, ready = _scored(bundle, patients, _threads())
+        cleaning.add(ready)
         parts.append(rows[["patient_id", "hour", "probability", "alert", "page", "status"]])
         notes |= dict.fromkeys(patients.notes)
     if not parts:
@@ -275,7 +314,7 @@ def score_file(product: str, source: str, input: Path, output: Path, model: str 
         {str(k): int(v) for k, v in Counter(table["status"]).items()},
         int(table["alert"].sum()),
         int(table["page"].sum()),
-        tuple(notes),
+        (*notes, *cleaning.notes()),
     )
 
 
@@ -317,9 +356,11 @@ def evaluate_file(
     output = output or _reports() / f"evaluation-{bundle.model_id.replace('@', '-')}-{input.stem}.json"
     _refuse_onto_input(input, output)
     labels = physionet_labels.read_labels(input)
-    parts, notes = [], dict[str, None]()
+    parts, notes, cleaning = [], dict[str, None](), _Cleaning()
     for patients in sources_of(input):
-        parts.append(score_patients(bundle, patients, threads=_threads()))
+        scored, ready = _scored(bundle, patients, _threads())
+        parts.append(scored)
+        cleaning.add(ready)
         notes |= dict.fromkeys(patients.notes)
     if not parts:
         raise DataError(f"{input} holds no rows. Give a file with at least one patient-hour.")
@@ -328,7 +369,8 @@ def evaluate_file(
     evaluation = evaluate(judged, bundle.spec.section("training").get("replicates", REPLICATES))
     evaluation["data"] = {"name": input.name, "rows": len(rows), "model_id": bundle.model_id}
     known = {"trained_on_these_files": trained_on(bundle, input), "challenge_patients": alike(bundle, rows)}
-    evaluation["data"] |= known
+    evaluation["data"] |= known | {"cleaning": dict(cleaning.account)}
+    notes |= dict.fromkeys(cleaning.notes())
     if known["trained_on_these_files"]:
         notes[TRAINED_ON] = None
     if known["challenge_patients"]:

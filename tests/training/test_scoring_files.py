@@ -224,3 +224,33 @@ def test_a_run_that_fails_leaves_earlier_scores_as_they_were(icu_hours, model, t
         )
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "x-scores.parquet"), earlier)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["x-scores.parquet", "x.parquet"]
+
+
+def test_values_set_aside_are_counted_and_a_column_that_loses_many_is_named(icu_hours, model, tmp_path):
+    """Heart rates a hundredfold by mistake; one temperature typed wrong."""
+    wrong = icu_hours.iloc[:2000].copy()
+    measured = int(wrong["HR"].notna().sum())
+    wrong["HR"] *= 100
+    wrong.loc[wrong["Temp"].first_valid_index(), "Temp"] = 370_000.0
+    wrong.to_parquet(tmp_path / "x.parquet", index=False)
+    given = ("sepsis", "physionet2019", tmp_path / "x.parquet")
+    scored = score_file(*given, tmp_path / "y.parquet", str(model)).summary()
+    judged = evaluate_file(*given, str(model), tmp_path / "t.json")
+    for said in (scored, judged.summary()):
+        assert f"cleaning set aside {measured + 1:,} impossible value" in said
+        assert f"HR: {measured:,} of {measured:,} values set aside" in said
+        assert "Temp:" not in said
+    assert judged.evaluation["data"]["cleaning"]["impossible_value"] == measured + 1
+
+
+def test_clean_values_need_no_line(icu_file, model, tmp_path):
+    result = score_file("sepsis", "physionet2019", icu_file, tmp_path / "y.parquet", str(model))
+    assert "set aside" not in result.summary()
+
+
+@pytest.mark.parametrize(
+    ("age", "status"), [(-1.0, "insufficient_data"), (131.0, "insufficient_data"), (130.0, "scored")]
+)
+def test_an_age_no_human_has_is_an_unknown_age(icu_hours, model, tmp_path, age, status):
+    stay = icu_hours[icu_hours["patient_id"] == icu_hours["patient_id"].iloc[0]].assign(Age=age, HR=80.0)
+    assert set(score(stay, model, tmp_path)["status"]) == {status}
