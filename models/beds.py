@@ -18,7 +18,7 @@ after the conformal correction of :class:`models.forecast.Recalibration`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 from zoneinfo import ZoneInfo
@@ -46,6 +46,8 @@ CALENDAR: Final = ("hour_of_day", "weekday")
 HOSPITAL: Final = "hospital"
 OTHER: Final = "other"
 """Specialties too small for a line of their own."""
+UNKNOWN: Final = "other or unknown"
+"""The level of patients whose specialty has no line; there only while there are such patients."""
 FLOWS: Final = ("known", "in_ed", "to_come", "planned", "discharges")
 DRAWS: Final = 2000
 LEVEL_DAYS: Final = 28
@@ -189,6 +191,20 @@ class StayHazard:
         reached = total[:, low] + (place - low) * (total[:, low + 1] - total[:, low])
         return np.asarray(1.0 - np.exp(-reached))
 
+    def with_pooled(self, mix: Floats) -> StayHazard:
+        """The same, with one more row for patients of no known specialty: all who are still there, pooled.
+
+        ``mix`` is the share of each specialty among the admitted, shape (n_specialties,). Those who stay long weigh
+        more in the later bins of stay, as they do in the wards.
+        """
+        usual = np.exp(self.hour).mean() * np.exp(self.weekday).mean()
+        hazard = np.exp(np.array(self.base)) * usual
+        spent = np.cumsum(hazard[:, :-1] * np.diff(STAY_DAYS) * 24, axis=1)
+        there = mix[:, None] * np.exp(-np.concatenate([np.zeros((len(mix), 1)), spent], axis=1))
+        there = np.maximum(there, 1e-300)
+        pooled = np.log((there * hazard).sum(axis=0) / there.sum(axis=0) / usual)
+        return replace(self, base=(*self.base, tuple(float(h) for h in pooled)))
+
 
 # ------------------------------------------------------------ the model
 
@@ -225,7 +241,7 @@ class Situation:
 
 @dataclass(frozen=True)
 class Futures:
-    """Draws of each flow, shape (draws, n_specialties, n_segments), and their exact means."""
+    """Draws of each flow, shape (draws, n_lines, n_segments), and their exact means."""
 
     edges: tuple[pd.Timestamp, ...]
     draws: dict[str, Ints]
@@ -327,10 +343,29 @@ class BedModel:
         return self.corrections.get(f"{what}/{window}/{kind}", Recalibration())
 
     def code(self, specialty: pd.Series) -> Ints:
-        """Position of each specialty; one the model does not know is ``other`` if there is such a line, else -1."""
+        """Line of each patient; a specialty without one is ``other`` if the model has that, else one past the last."""
         place = {name: k for k, name in enumerate(self.specialties)}
-        other = place.get(OTHER, -1)
-        return np.array([place.get(s, other) if s else -1 for s in specialty.astype("str")], dtype=np.int64)
+        rest = place.get(OTHER, len(self.specialties))
+        return np.array([place.get(s, rest) for s in specialty.astype("str")], dtype=np.int64)
+
+    def lines(self, situation: Situation) -> tuple[str, ...]:
+        """The levels that sum to the hospital: the specialties, and :data:`UNKNOWN` while somebody belongs there."""
+        codes = self.code(_decided(situation))
+        return (*self.specialties, UNKNOWN) if (codes == len(self.specialties)).any() else self.specialties
+
+    def strangers(self, situation: Situation, least: float = 0.0) -> dict[str, int]:
+        """Patients in a bed or waiting for one, by specialties the model was not made for; commonest first.
+
+        Empty text stands for those without a specialty. Where the model has a line ``other``, only specialties of more
+        than the share ``least`` of these patients count: smaller ones are what that line is for.
+        """
+        said = _decided(situation).astype("str")
+        counts = said[~said.isin(self.specialties)].value_counts()
+        if self.specialties == (OTHER,):
+            return {}
+        if OTHER in self.specialties:
+            counts = counts[(counts > least * len(said)) | (counts.index == "")]
+        return {str(name): int(n) for name, n in counts.items()}
 
     # -------------------------------------------------------- now
 
@@ -392,10 +427,10 @@ class BedModel:
     def futures(
         self, situation: Situation, windows: Sequence[Window], rng: np.random.Generator, draws: int = DRAWS
     ) -> Futures:
-        """Draw what may come: every flow, by specialty and segment between the windows' edges."""
+        """Draw what may come: every flow, by :meth:`lines` and segment between the windows' edges."""
         edges = sorted({situation.at, *(w.start for w in windows), *(w.end for w in windows)})
         edges_h = np.array([(e - situation.at) / pd.Timedelta(hours=1) for e in edges])
-        n_spec, n_seg = len(self.specialties), len(edges) - 1
+        n_spec, n_seg = len(self.lines(situation)), len(edges) - 1
         shape = (draws, n_spec, n_seg)
         chances = {
             "known": self._known(situation, edges_h),
@@ -407,7 +442,8 @@ class BedModel:
         spans = _spans(situation.at, edges[-1])
         ahead = spans, census.calendar(spans["start"], situation.timezone, self.holidays)
         for flow, door in (("to_come", "emergency"), ("planned", "direct")):
-            out[flow], means[flow] = self._to_come(situation, door, ahead, edges, rng, draws)
+            drawn, mean = self._to_come(situation, door, ahead, edges, rng, draws)
+            out[flow], means[flow] = _padded(drawn, n_spec), _padded(mean, n_spec)
         arrivals = out["known"] + out["in_ed"] + out["to_come"] + out["planned"]
         share = self._same_window(situation, edges_h)
         out["discharges"] = out["discharges"] + _draw_leaving(arrivals, share, rng)
@@ -415,13 +451,16 @@ class BedModel:
         means["discharges"] = means["discharges"] + np.einsum("ka,kab->kb", into, share)
         return Futures(tuple(edges), out, means)
 
-    def _by_specialty(self, codes: Ints, door: str, hour: int, shares: Floats) -> Floats:
-        """Spread each patient's chance by segment over specialties; unknown specialties follow the usual mix."""
-        mix = np.array(self.streams[door].mix)[hour]
-        onto = np.where(
-            (codes >= 0)[:, None], np.eye(len(self.specialties))[np.maximum(codes, 0)], mix[None, :]
-        )
+    def _by_line(self, s: Situation, codes: Ints, shares: Floats) -> Floats:
+        """Put each patient's chance by segment on their line, flattened."""
+        onto = np.eye(len(self.lines(s)))[codes]
         return (onto[:, :, None] * shares[:, None, :]).reshape(len(codes), onto.shape[1] * shares.shape[1])
+
+    def _stays_of(self, s: Situation) -> StayHazard:
+        """Stays by line: those of no known specialty stay as all do."""
+        if len(self.lines(s)) == len(self.specialties):
+            return self.stays
+        return self.stays.with_pooled(np.array(self.streams["emergency"].mix).mean(axis=0))
 
     def _known(self, s: Situation, edges_h: Floats) -> Floats:
         """Chance of each waiting patient to reach a bed, by specialty and segment, flattened."""
@@ -433,7 +472,7 @@ class BedModel:
         reached = np.where(
             ed, self.decided.reached(elapsed, hours, edges_h), self.theatre.reached(elapsed, hours, edges_h)
         )
-        return self._by_specialty(self.code(who["specialty"]), "emergency", hour, np.diff(reached, axis=1))
+        return self._by_line(s, self.code(who["specialty"]), np.diff(reached, axis=1))
 
     def _in_ed(self, s: Situation, edges_h: Floats) -> Floats:
         who = s.in_ed
@@ -445,25 +484,26 @@ class BedModel:
             * onto[:, :, None]
             * np.diff(reached)[:, None, :]
         )
-        return np.asarray(each.reshape(len(who), onto.shape[1] * (len(edges_h) - 1)))
+        n_lines = len(self.lines(s))
+        return _padded(each, n_lines).reshape(len(who), n_lines * (len(edges_h) - 1))
 
     def _discharges(self, s: Situation, edges_h: Floats) -> Floats:
         who = s.inpatients
         code = self.code(who["specialty"])
         stay = _hours_since(who["admission_time"], s.at)
-        gone = self.stays.leaving(np.maximum(code, 0), stay, *_clock_ahead(s, edges_h), edges_h)
-        return self._by_specialty(code, "emergency", _hour(s.at, s.timezone), np.diff(gone, axis=1))
+        gone = self._stays_of(s).leaving(code, stay, *_clock_ahead(s, edges_h), edges_h)
+        return self._by_line(s, code, np.diff(gone, axis=1))
 
     def _same_window(self, s: Situation, edges_h: Floats) -> Floats:
-        """P(leaves in segment b | reached a bed in segment a), shape (n_specialties, n_segments, n_segments)."""
-        n_spec, n_seg = len(self.specialties), len(edges_h) - 1
+        """P(leaves in segment b | reached a bed in segment a), shape (n_lines, n_segments, n_segments)."""
+        n_spec, n_seg, stays = len(self.lines(s)), len(edges_h) - 1, self._stays_of(s)
         hour, weekday = _clock_ahead(s, edges_h)
         out = np.zeros((n_spec, n_seg, n_seg))
         for a in range(n_seg):
             middle = (edges_h[a] + edges_h[a + 1]) / 2
             now = int(middle)
             edges = np.maximum(edges_h - now, middle - now)
-            gone = self.stays.leaving(np.arange(n_spec), np.zeros(n_spec), hour[now:], weekday[now:], edges)
+            gone = stays.leaving(np.arange(n_spec), np.zeros(n_spec), hour[now:], weekday[now:], edges)
             out[:, a, :] = np.diff(gone, axis=1)
         return out
 
@@ -590,6 +630,17 @@ def _spans(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
     return pd.DataFrame({"start": from_micros(edges[:-1]), "hours": np.diff(edges) / 3.6e9})
 
 
+def _decided(s: Situation) -> pd.Series:
+    """Specialties of those who wait for a bed or are in one."""
+    return pd.concat([s.waiting["specialty"], s.inpatients["specialty"]], ignore_index=True)
+
+
+def _padded(flow: npt.NDArray[Any], n_lines: int) -> npt.NDArray[Any]:
+    """Lines, the last axis but one, filled up with zeros to ``n_lines``."""
+    short = n_lines - flow.shape[-2]
+    return np.pad(flow, [(0, 0)] * (flow.ndim - 2) + [(0, short), (0, 0)]) if short else flow
+
+
 def _draw_patients(chances: Floats, rng: np.random.Generator, draws: int) -> Ints:
     """Draw each patient into one of the categories (or none); counts by draw, shape (draws, n_categories)."""
     n, k = chances.shape
@@ -660,14 +711,14 @@ def assemble(
     windows: Sequence[Window],
     open_beds: Mapping[str, int] | None,
 ) -> list[Cell]:
-    """One cell for each level and window; the hospital is the sum of its specialties in every draw."""
-    names = (*model.specialties, HOSPITAL)
+    """One cell for each level and window; the hospital is the sum of its lines in every draw."""
+    lines = model.lines(situation)
+    names = (*lines, HOSPITAL)
     now = {
-        k: _by_level(model, v) for k, v in (("waiting", situation.waiting), ("beds", situation.inpatients))
+        k: _by_level(model, v, len(lines))
+        for k, v in (("waiting", situation.waiting), ("beds", situation.inpatients))
     }
-    beds_of = dict(open_beds or {})
-    if beds_of:
-        beds_of[HOSPITAL] = sum(beds_of.values())
+    beds_of = _beds_of(lines, open_beds or {})
     into = np.sum([futures.draws[f] for f in FLOWS[:4]], axis=0)
     cells = []
     for window in windows:
@@ -705,11 +756,20 @@ def _levels(flow: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.concatenate([each, each.sum(axis=1, keepdims=True)], axis=1)
 
 
-def _by_level(model: BedModel, rows: pd.DataFrame) -> Ints:
-    """Patients by specialty, and all of them (those of no known specialty included)."""
-    codes = model.code(rows["specialty"])
-    each = np.bincount(codes[codes >= 0], minlength=len(model.specialties))
-    return np.append(each, len(rows))
+def _by_level(model: BedModel, rows: pd.DataFrame, n_lines: int) -> Ints:
+    """Patients by line, and all of them."""
+    return np.append(np.bincount(model.code(rows["specialty"]), minlength=n_lines), len(rows))
+
+
+def _beds_of(lines: Sequence[str], open_beds: Mapping[str, int]) -> dict[str, int]:
+    """Open beds by level: the hospital's are all, those of no known specialty what no other line has."""
+    beds = dict(open_beds)
+    if beds:
+        beds[HOSPITAL] = sum(open_beds.values())
+    rest = [n for name, n in open_beds.items() if name not in lines]
+    if rest and UNKNOWN in lines:
+        beds[UNKNOWN] = sum(rest) + open_beds.get(UNKNOWN, 0)
+    return beds
 
 
 def in_ed_beds(situation: Situation) -> Counts:

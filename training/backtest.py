@@ -19,7 +19,7 @@ import pandas as pd
 from features.clock import micros
 from features.sources.visits import known_at
 from features.windows import FlatEvents
-from models.beds import HOSPITAL, AdmissionModel, BedModel, Cell, Window, assemble, windows_at
+from models.beds import HOSPITAL, OTHER, UNKNOWN, AdmissionModel, BedModel, Cell, Window, assemble, windows_at
 from models.forecast import (
     LEVELS,
     Counts,
@@ -90,6 +90,7 @@ def run(
         seen = known_at(visits[there | (visits["arrival_time"] > at - HISTORY)], at)
         situation = model.situation(seen, events, scorer, at, timezone)
         cells = assemble(model, situation, model.futures(situation, windows, rng, DRAWS), windows, None)
+        cells = [c for c in cells if c.level != UNKNOWN]
         rows += _judged(cells, {w.key: w for w in windows}, outcomes, at, timezone)
     return pd.DataFrame(rows)
 
@@ -105,6 +106,9 @@ class Outcomes:
     def of(cls, visits: pd.DataFrame, specialties: Sequence[str]) -> Outcomes:
         """From all visits, the hospital as a level of its own."""
         bedded = visits[visits["admission_time"].notna()]
+        if OTHER in specialties:  # as the model counts them
+            known = bedded["specialty"].isin(specialties)
+            bedded = bedded.assign(specialty=bedded["specialty"].where(known, OTHER))
         some = {name: bedded[bedded["specialty"] == name] for name in specialties} | {HOSPITAL: bedded}
         return cls(
             {k: np.sort(micros(v["admission_time"])) for k, v in some.items()},

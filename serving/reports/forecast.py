@@ -22,6 +22,8 @@ from features.windows import FlatEvents
 from models.beds import (
     FLOWS,
     HOSPITAL,
+    OTHER,
+    UNKNOWN,
     BedModel,
     Cell,
     Situation,
@@ -40,6 +42,9 @@ SILENT_ARRIVALS: Final = 12.0
 STALE_OBSERVATION: Final = timedelta(hours=3)
 LOST: Final = timedelta(hours=24)
 """Undecided for longer: most likely the departure was never sent."""
+STRANGE: Final = 0.05
+"""Share of patients with a specialty the model does not know from which on its lines mean little."""
+NAMED: Final = 5
 SURE: Final = 0.9
 COVERED: Final = 0.95
 SPREAD: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -82,7 +87,8 @@ class BedForecast:
     Attributes
     ----------
     cells : mapping of (level, window key) to Cell
-        Levels are the specialties in the model's order, then ``hospital``.
+        Levels are the specialties in the model's order, ``other or unknown`` while somebody in a bed or waiting for
+        one has a specialty the model does not know, then ``hospital``, their sum.
     in_ed : Counts
         How many of the undecided will be admitted at all: exact.
     record : tuple of Past
@@ -220,7 +226,7 @@ def forecast_beds(
         model_id=bundle.model_id,
         origin=str(bundle.parts["data"].get("origin", "unknown")),
         windows=windows,
-        levels=(*model.specialties, HOSPITAL),
+        levels=(*model.lines(situation), HOSPITAL),
         cells={(c.level, c.window): c for c in cells},
         in_ed=in_ed_beds(situation),
         in_ed_now=len(situation.in_ed),
@@ -293,7 +299,8 @@ def _freshness(seen: pd.DataFrame, events: pd.DataFrame, situation: Situation, m
         events["encounter_id"].isin(situation.in_ed["encounter_id"]) & (events["available_time"] <= now)
     ]
     newest_event = mine["available_time"].max() if len(mine) else pd.NaT
-    silent, notes = [], []
+    silent: list[str] = []
+    notes: list[str] = []
     if pd.isna(newest):
         silent.append("No visit is known. Send encounters to POST /v1/events, or name a file of visits.")
     else:
@@ -309,8 +316,24 @@ def _freshness(seen: pd.DataFrame, events: pd.DataFrame, situation: Situation, m
             f"No observation of the {len(situation.in_ed)} undecided patients in the emergency department {when}. "
             "Their probabilities rest on age, sex and arrival alone."
         )
+    strange = model.strangers(situation, STRANGE)
+    if strange:
+        here = len(situation.waiting) + len(situation.inpatients)
+        worst = silent if sum(strange.values()) > STRANGE * here else notes
+        worst.append(_unknown(strange, here, OTHER if OTHER in model.specialties else UNKNOWN))
     notes += _notes(seen, situation)
     return Freshness(_or_none(newest), _or_none(newest_event), tuple(silent), tuple(notes))
+
+
+def _unknown(strange: Mapping[str, int], here: int, line: str) -> str:
+    """Which specialties the model does not know, and what to do."""
+    named = [f"{name} ({n})" if name else f"none given ({n})" for name, n in strange.items()]
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return (
+        f"{sum(strange.values())} of {here} patients in a bed or waiting for one have a specialty the model does not "
+        f"know: {', '.join(named[:NAMED])}{more}. They are counted as {line}; who is still to come is spread over the "
+        "model's own specialties. Train on your own visits: wardcast train admissions --source visits --input FILE."
+    )
 
 
 def _notes(seen: pd.DataFrame, situation: Situation) -> list[str]:

@@ -176,6 +176,90 @@ def test_columns_that_are_missing_are_named(hospital: Hospital, events: pd.DataF
         forecast_beds(hospital.visits.drop(columns="decision_time"), events, beds_bundle, NOW, "UTC")
 
 
+# ------------------------------------------------------------ specialties the model does not know
+
+
+def renamed(visits: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
+    return visits.assign(specialty=visits["specialty"].replace(names))
+
+
+def sums(forecast: BedForecast) -> None:
+    """Lines sum to the hospital, in every figure that adds up, and nobody is left out."""
+    *lines, whole = forecast.levels
+    assert whole == "hospital"
+    for window in WINDOWS:
+        cells, all_ = [forecast.cell(line, window) for line in lines], forecast.cell(whole, window)
+        assert sum(c.occupied_now for c in cells) == all_.occupied_now > 100
+        assert sum(c.waiting_now for c in cells) == all_.waiting_now > 0
+        for figure in ("needed_mean", "net_mean"):
+            total = sum(getattr(c, figure) for c in cells)
+            assert total == pytest.approx(getattr(all_, figure)), (figure, window)
+        for part in all_.parts:
+            assert sum(c.parts[part] for c in cells) == pytest.approx(all_.parts[part]), (part, window)
+
+
+def test_a_specialty_the_model_does_not_know_has_its_own_line_and_is_named(
+    hospital: Hospital, events: pd.DataFrame, beds_bundle: Bundle, forecast: BedForecast
+):
+    sums(forecast)
+    assert "other or unknown" not in forecast.levels
+    assert not any(
+        "does not know" in line for line in (*forecast.freshness.notes, *forecast.freshness.silent)
+    )
+    strange = forecast_beds(
+        renamed(hospital.visits, {"surgery": "neuro"}), events, beds_bundle, NOW, "UTC", hospital.open_beds
+    )
+    sums(strange)
+    line, was = strange.cell("other or unknown", "to_08"), forecast.cell("surgery", "to_08")
+    assert (line.occupied_now, line.waiting_now) == (was.occupied_now, was.waiting_now)
+    assert strange.cell("surgery", "to_08").occupied_now == 0
+    assert line.parts["known"] == pytest.approx(was.parts["known"])
+    assert 0.5 < line.parts["discharges"] / was.parts["discharges"] < 2, "stays as everybody's"
+    (said,) = (text for text in strange.freshness.silent if "does not know" in text)
+    assert f"neuro ({line.occupied_now + line.waiting_now})" in said
+    assert "wardcast train admissions --source visits" in said
+    assert "other or unknown" in read(render_report(strange))[0]
+
+
+def test_without_specialties_the_hospital_is_whole_and_the_forecast_degraded(
+    hospital: Hospital, events: pd.DataFrame, beds_bundle: Bundle, forecast: BedForecast
+):
+    bare = forecast_beds(hospital.visits.assign(specialty=""), events, beds_bundle, NOW, "UTC", record_days=2)
+    sums(bare)
+    whole, was = bare.cell("hospital", "tomorrow"), forecast.cell("hospital", "tomorrow")
+    assert bare.cell("other or unknown", "tomorrow").occupied_now == was.occupied_now
+    assert whole.needed_mean == pytest.approx(was.needed_mean)
+    assert whole.parts["discharges"] == pytest.approx(was.parts["discharges"], rel=0.15)
+    assert any("none given (" in text for text in bare.freshness.silent)
+    assert len(bare.record) == 2
+
+
+def test_a_few_of_another_specialty_are_a_note_not_an_alarm(
+    hospital: Hospital, events: pd.DataFrame, beds_bundle: Bundle
+):
+    visits = hospital.visits.copy()
+    here = visits["admission_time"].le(NOW) & ~visits["discharge_time"].le(NOW)
+    visits.loc[visits.index[here][:2], "specialty"] = "neuro"
+    few = forecast_beds(visits, events, beds_bundle, NOW, "UTC", {"surgery": 30, "neuro": 4, "eyes": 1})
+    assert few.freshness.silent == ()
+    assert any("neuro (2)" in text for text in few.freshness.notes)
+    line = few.cell("other or unknown", "tomorrow")
+    assert (line.occupied_now, line.open_beds) == (2, 5), "beds of specialties without a line are theirs"
+    assert few.cell("hospital", "tomorrow").open_beds == 35
+
+
+def test_a_model_with_a_line_for_the_rest_uses_it(
+    hospital: Hospital, events: pd.DataFrame, beds_bundle: Bundle
+):
+    flow = beds_bundle.parts["flow"]
+    names = ["other" if name == "surgery" else name for name in flow["specialties"]]
+    bundle = replace(beds_bundle, parts=beds_bundle.parts | {"flow": flow | {"specialties": names}})
+    strange = forecast_beds(renamed(hospital.visits, {"surgery": "neuro"}), events, bundle, NOW, "UTC")
+    sums(strange)
+    assert strange.levels == (*names, "hospital")
+    assert any("neuro (" in text for text in strange.freshness.silent), "too many to be rare"
+
+
 # ------------------------------------------------------------ the page
 
 

@@ -14,6 +14,7 @@ import pytest
 from features import census
 from features.errors import DataError
 from features.sources.synthetic import STAY_MEDIAN_H, STAY_SIGMA, arrival_rate, simulate
+from features.sources.visits import visit_events
 from models.beds import BedModel
 from models.bundle import Bundle
 from models.spec import Spec
@@ -202,6 +203,25 @@ def test_intervals_keep_their_promise_on_a_hospital_never_seen(repo: Path):
         assert 0.80 < whole <= 0.98, what
     assert judged["needed"]["next_8h"]["hospital"]["crps_skill"] > 0.15
     assert judged["needed"]["tomorrow"]["hospital"]["crps_skill"] > 0
+
+
+def test_visits_without_a_specialty_neither_stop_nor_bend_the_backtest(repo: Path):
+    """With a line ``other`` they are its outcomes; without one they count for the hospital alone."""
+    hospital = simulate(20, 3, START, ed_per_day=40, observe=())
+    visits = hospital.visits.assign(specialty=hospital.visits["specialty"].replace({"surgery": ""}))
+    bundle = Bundle.load(repo / "models" / "admissions" / "released")
+    plain = BedModel.of(bundle)
+    events = bundle.spec.features.flatten(visit_events(visits))
+    times = [pd.Timestamp(START) + pd.Timedelta(days=12, hours=8)]
+    for name in ("surgery", "other"):
+        names = tuple(name if s == "surgery" else s for s in plain.specialties)
+        table = backtest.run(visits, events, replace(plain, specialties=names), bundle, times, "UTC")
+        assert set(table["level"]) == {*names, "hospital"}
+        day = table[(table["window"] == "tomorrow") & (table["what"] == "needed")].set_index("level")[
+            "outcome"
+        ]
+        assert (day[name] > 0) == (name == "other")
+        assert day.drop("hospital").sum() == day["hospital"] or name == "surgery"
 
 
 def test_the_released_figures_are_what_the_card_says(repo: Path):
