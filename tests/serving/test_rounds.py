@@ -189,3 +189,13 @@ def test_a_result_that_becomes_visible_makes_a_new_score_at_once(service: Any, p
     after = service.get("/v1/risk", encounter=who.encounter_id).json()
     assert after["prediction_time"] > before["prediction_time"]
     assert after["probability"] < before["probability"]
+
+
+def test_a_fact_that_is_taken_back_is_in_no_score_that_is_given_again(service: Any, patient: Any):
+    who = ill(patient).measure(6, "lactate", 9.0, source_id="L1")
+    service.send(who.news(6))
+    before = service.get("/v1/risk", encounter=who.encounter_id).json()
+    worse = {"concept": "lactate", "time": iso(who, 6), "value": 9.0, "unit": "furlong", "source_id": "L1"}
+    service.send({"events": [worse | {"encounter_id": who.encounter_id, "status": "corrected"}]})
+    after = service.get("/v1/risk", encounter=who.encounter_id).json()
+    assert after["prediction_id"] != before["prediction_id"]
