@@ -145,13 +145,26 @@ def forecast_beds(
     visits: Annotated[
         Path | None, typer.Option(help="A visits table instead of the service's store.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="A bundle folder or an MLflow URI such as models:/admissions@champion. "
+            "Default: WARDCAST_ADMISSIONS_MODEL, else the released model.",
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the HTML report.")] = None,
 ) -> None:
     """Write the bed forecast as one self-contained page."""
     from serving.reports.beds import forecast_report
     from serving.settings import Settings
 
-    report = forecast_report(Settings.from_env(), at=at, visits=visits, output=output)
+    settings = Settings.from_env()
+    if model is not None:
+        from training.tracking import resolve
+
+        settings = settings.with_admissions_model(resolve(model))
+    report = forecast_report(settings, at=at, visits=visits, output=output)
     _tell(report.summary())
 
 

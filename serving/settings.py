@@ -132,6 +132,10 @@ class Settings:
         """The same settings, serving another sepsis bundle."""
         return replace(self, sepsis_model=folder.absolute())
 
+    def with_admissions_model(self, folder: Path) -> Settings:
+        """The same settings, forecasting with another admissions bundle."""
+        return replace(self, admissions_model=folder.absolute())
+
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the service."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class ReportResult:
     forecast: BedForecast
 
     def summary(self) -> str:
-        """What it says of tomorrow, and where it is."""
+        """What it says of tomorrow, which model said it and what that was made from, and where the page is."""
         f = self.forecast
         cell = f.cell(HOSPITAL, "tomorrow")
         low, high = cell.net.quantile(0.05), cell.net.quantile(0.95)
@@ -40,7 +40,13 @@ class ReportResult:
             f"{cell.parts['discharges']:.0f} discharges expected; net {signed(cell.net_mean)} "
             f"({signed(low)} to {signed(high)})."
         )
-        return "\n".join([text, *f.freshness.silent, f"Report: {self.path}"])
+        model = f"Model {f.model_id}, made from: {f.origin}."
+        if f.simulated:
+            model += (
+                " It was trained on simulated patients: train on your own visits before planning with it "
+                "(wardcast train admissions --source visits --input FILE)."
+            )
+        return "\n".join([text, *f.freshness.silent, *f.freshness.notes, model, f"Report: {self.path}"])
 
 
 def forecast_report(
@@ -64,11 +70,15 @@ def forecast_report(
         The time, the visits or the model cannot be used.
     """
     bundle = Bundle.load(settings.admissions_model)
-    table, events, last = _from_file(visits, settings) if visits else _from_store(settings, at, bundle)
+    table, events, last, account = (
+        _from_file(visits, settings) if visits else (*_from_store(settings, at, bundle), ())
+    )
     now = last if at == "now" else parse_time(at, settings.timezone)
     forecast = forecast_beds(
         table, events, bundle, now, settings.timezone, open_beds(settings), record_days=RECORD_DAYS
     )
+    fresh = replace(forecast.freshness, notes=(*account, *forecast.freshness.notes))
+    forecast = replace(forecast, freshness=fresh)
     local = forecast.at.tz_convert(ZoneInfo(settings.timezone))
     path = output or settings.var / "reports" / f"beds-{local:%Y-%m-%d-%H%M}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,10 +103,14 @@ def parse_time(text: str, timezone: str) -> pd.Timestamp:
     return at.tz_convert("UTC")
 
 
-def _from_file(path: Path, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame, pd.Timestamp]:
-    table, _ = visit_source.read(path, timezone=settings.timezone)
+def _from_file(
+    path: Path, settings: Settings
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.Timestamp, tuple[str, ...]]:
+    table, account = visit_source.read(path, timezone=settings.timezone)
     times = table[["arrival_time", "decision_time", "admission_time", "discharge_time"]]
-    return table, empty_events(), min(pd.Timestamp(times.max().max()), pd.Timestamp.now("UTC"))
+    last = min(pd.Timestamp(times.max().max()), pd.Timestamp.now("UTC"))
+    told = (" ".join(account.lines()),) if account.reasons or account.repaired else ()
+    return table, empty_events(), last, told
 
 
 def _from_store(

@@ -111,6 +111,11 @@ class BedForecast:
         """One statement."""
         return self.cells[level, window]
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the model learned from simulated patients, and so knows nothing of any hospital."""
+        return any(word in self.origin.lower() for word in ("simulat", "synthetic"))
+
     def words(self, level: str, window: str) -> str:
         """Both ways: "at least 12 (90 % sure); 22 beds cover it 95 times in 100"."""
         needed = self.cell(level, window).needed

@@ -73,7 +73,7 @@ def context(f: BedForecast, site: str) -> dict[str, Any]:
         },
         "sure": SURE,
         "covered": COVERED,
-        "simulated": "simulat" in f.origin,
+        "simulated": f.simulated,
     }
 
 

@@ -26,7 +26,7 @@ COMMANDS = [
     line.split("#")[0].strip()
     for block in BLOCKS
     for line in block.splitlines()
-    if line.startswith(".venv/bin/wardcast")
+    if line.removeprefix("WARDCAST_ADMISSIONS_MODEL=var/beds ").startswith(".venv/bin/wardcast")
 ]
 
 
@@ -121,11 +121,27 @@ def test_every_command_of_the_readme_is_understood() -> None:
 
     assert len(COMMANDS) >= 8
     for line in COMMANDS:
-        command, words = typer.main.get_command(cli.app), shlex.split(line)[1:]
+        command, words = typer.main.get_command(cli.app), shlex.split(line[line.index(".venv") :])[1:]
         while hasattr(command, "commands"):
             command = command.commands[words.pop(0)]
         # Parsing alone: options unknown or missing raise here.
         command.make_context("wardcast", words)
+
+
+def test_the_readme_forecasts_with_the_model_it_trains() -> None:
+    named = [
+        re.search(pattern, line)[1]  # type: ignore[index]
+        for line, pattern in zip(
+            [line for line in COMMANDS if "var/beds" in line],
+            (
+                r"train admissions .*--output (\S+)",
+                r"forecast beds .*--model (\S+)",
+                r"ADMISSIONS_MODEL=(\S+) .*serve",
+            ),
+            strict=True,
+        )
+    ]
+    assert named == ["var/beds"] * 3
 
 
 def test_the_settings_of_the_readme_are_the_settings() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,7 +14,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+import cli
 from features.clean import clean
 from features.errors import ConfigError, DataError
 from features.sources.synthetic import Hospital, encounters_at, simulate
@@ -21,7 +24,7 @@ from features.sources.visits import VISIT_COLUMNS, known_at
 from models.bundle import Bundle
 from models.forecast import Counts
 from serving.reports import charts
-from serving.reports.beds import forecast_report, open_beds, parse_time
+from serving.reports.beds import ReportResult, forecast_report, open_beds, parse_time
 from serving.reports.forecast import BedForecast, forecast_beds
 from serving.reports.render import render_report, short_word
 from serving.settings import Settings
@@ -312,8 +315,49 @@ def test_the_command_writes_a_page_from_a_file_of_visits(tmp_path: Path, hospita
     assert "beds needed" in written.path.read_text(encoding="utf-8")
     assert written.summary().startswith("Beds tomorrow: ")
     assert "No observation" in written.summary()
+    assert "set aside" not in written.summary()
     now = forecast_report(settings(tmp_path), visits=tmp_path / "visits.csv", output=tmp_path / "now.html")
     assert now.forecast.at <= pd.Timestamp("2026-03-14T00:00Z")
+
+
+def test_the_summary_names_the_model_and_what_it_was_made_from(tmp_path: Path, forecast: BedForecast):
+    said = ReportResult(tmp_path / "beds.html", forecast).summary()
+    assert f"Model {forecast.model_id}, made from: simulated hospital" in said
+    assert "train on your own visits before planning with it" in said
+    own = ReportResult(tmp_path / "beds.html", replace(forecast, origin="visits of a site")).summary()
+    assert "made from: visits of a site." in own
+    assert "simulated" not in own
+
+
+def test_the_command_takes_a_model(
+    tmp_path: Path, hospital: Hospital, repo: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WARDCAST_VAR", str(tmp_path / "var"))
+    hospital.visits.to_csv(tmp_path / "visits.csv", index=False)
+    own = shutil.copytree(repo / "models" / "admissions" / "released", tmp_path / "own")
+    seen: list[Path] = []
+    load = Bundle.load
+    monkeypatch.setattr(Bundle, "load", lambda folder: (seen.append(folder), load(folder))[1])
+    words = ["forecast", "beds", "--visits", str(tmp_path / "visits.csv"), "--at", "2026-03-10T08:00"]
+    done = CliRunner().invoke(cli.app, [*words, "--model", str(own), "--output", str(tmp_path / "b.html")])
+    assert done.exit_code == 0, done.output
+    assert seen == [own]
+    assert "made from: simulated hospital" in done.output
+    with pytest.raises(ConfigError, match="nowhere"):
+        CliRunner().invoke(cli.app, [*words, "--model", str(tmp_path / "nowhere")], catch_exceptions=False)
+
+
+def test_rows_that_were_set_aside_are_told(tmp_path: Path, hospital: Hospital):
+    visits = hospital.visits.copy()
+    backwards = visits.index[visits["discharge_time"].notna()][:3]
+    visits.loc[backwards, "discharge_time"] = visits["arrival_time"] - pd.Timedelta(days=1)
+    visits.to_csv(tmp_path / "visits.csv", index=False)
+    path = tmp_path / "visits.csv"
+    written = forecast_report(settings(tmp_path), at="2026-03-10T08:00", visits=path)
+    (note,) = (line for line in written.forecast.freshness.notes if "set aside" in line)
+    assert f"{len(visits):,} visits read, {len(visits) - 3:,} used. 3 set aside: " in note
+    assert note in written.summary()
+    assert note in read(written.path.read_text(encoding="utf-8"))[0]
 
 
 def test_times_are_local_unless_they_say_otherwise():
