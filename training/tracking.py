@@ -23,7 +23,10 @@ from training.plots import figures
 REPO: Final = Path(__file__).resolve().parent.parent
 RELEASED: Final = "released:"
 URI: Final = "MLFLOW_TRACKING_URI"
-MOST_METRICS: Final = 400
+MOST_METRICS: Final = 3000
+AT_ONCE: Final = 500
+"""Metrics sent in one go; MLflow takes a thousand."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -57,6 +60,8 @@ def _mlflow() -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its import sets the level anew
     try:
         import mlflow
     except ImportError:
@@ -115,7 +120,7 @@ def log_bundle(
     about = {"model_id": bundle.model_id, "origin": "trained", **(tags or {})}
     with _run(bundle.name, run_name, about) as mlflow:
         mlflow.log_params(_params(bundle))
-        mlflow.log_metrics(_numbers(bundle.evaluation) | dict(metrics or {}))
+        _log_numbers(mlflow, dict(metrics or {}) | _numbers(bundle.evaluation))
         mlflow.log_input(_dataset(mlflow, bundle), context="training")
         for name in ("data", "evaluation", "reference"):
             mlflow.log_dict(bundle.parts[name], f"{name}.json")
@@ -184,6 +189,15 @@ def _params(bundle: Bundle) -> dict[str, str]:
     return params | {"features": str(len(bundle.feature_names)), "version": bundle.version}
 
 
+def _log_numbers(mlflow: Any, numbers: Mapping[str, float]) -> None:
+    """Log the metrics in portions; a tag says how many were left out, if ever so many are too many."""
+    kept = list(numbers.items())[:MOST_METRICS]
+    for first in range(0, len(kept), AT_ONCE):
+        mlflow.log_metrics(dict(kept[first : first + AT_ONCE]))
+    if len(numbers) > MOST_METRICS:
+        mlflow.set_tag("metrics_left_out", str(len(numbers) - MOST_METRICS))
+
+
 def _numbers(value: Any, prefix: str = "") -> dict[str, float]:
     """Every number of a nested evaluation under a readable name; curves are left to the plots."""
     found: dict[str, float] = {}
@@ -193,17 +207,20 @@ def _numbers(value: Any, prefix: str = "") -> dict[str, float]:
                 found |= _numbers(inner, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, list):
         for place, inner in enumerate(value):
-            found |= _numbers(inner, f"{prefix}.{_label(inner, place)}")
+            found |= _numbers(inner, f"{prefix}.{_label(inner, place, len(value))}")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         found[_name(prefix)] = float(value)
-    return dict(list(found.items())[:MOST_METRICS])
+    return found
 
 
-def _label(entry: Any, place: int) -> str:
+def _label(entry: Any, place: int, size: int) -> str:
     """Rows of a table are named by what they are about; value and interval by what they mean."""
-    if isinstance(entry, Mapping) and "hospital" in entry:
-        return f"{entry['hospital']}.{str(entry['hours']).replace('<= ', 'first')}"
-    return ("value", "low", "high")[place] if place < 3 else str(place)
+    if isinstance(entry, Mapping) and "hours" in entry:
+        where = entry.get("hospital") or f"{entry.get('trained_on')}_to_{entry.get('tested_on')}"
+        return f"{where}.{str(entry['hours']).replace('<= ', 'first')}"
+    if isinstance(entry, Mapping | list) or size not in (2, 3):
+        return str(place)
+    return ("low", "high")[place] if size == 2 else ("value", "low", "high")[place]
 
 
 def _name(prefix: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -130,3 +132,55 @@ def test_metrics_of_any_evaluation_have_readable_names():
         "table.A.first48.measures.auroc.low": 0.7,
         "n": 3.0,
     }
+
+
+def test_rows_of_the_transfer_are_named_by_both_hospitals_and_pairs_are_intervals():
+    rows = [
+        {"trained_on": a, "tested_on": b, "hours": h, "measures": {"auroc": 0.7}}
+        for a, b in ("AB", "BA")
+        for h in ("all", "<= 48")
+    ]
+    numbers = tracking._numbers({"transfer": rows, "range": [0.1, 0.2], "many": [1, 2, 3, 4]})
+    assert set(numbers) == {
+        *(f"transfer.{way}.{h}.measures.auroc" for way in ("A_to_B", "B_to_A") for h in ("all", "first48")),
+        *("range.low", "range.high", "many.0", "many.1", "many.2", "many.3"),
+    }
+
+
+@pytest.mark.parametrize("product", ["sepsis", "admissions"])
+def test_no_metric_of_a_released_model_is_left_out(repo, product):
+    numbers = tracking._numbers(Bundle.load(repo / "models" / product / "released").evaluation)
+    assert 0 < len(numbers) <= tracking.MOST_METRICS
+
+
+def test_many_metrics_go_in_portions_and_what_is_too_much_is_said():
+    class Recorder:
+        def __init__(self):
+            self.sizes, self.tags = [], {}
+
+        def log_metrics(self, metrics):
+            self.sizes.append(len(metrics))
+
+        def set_tag(self, name, value):
+            self.tags[name] = value
+
+    for extra, tags in ((0, {}), (7, {"metrics_left_out": "7"})):
+        recorder = Recorder()
+        tracking._log_numbers(recorder, {str(i): 0.0 for i in range(tracking.MOST_METRICS + extra)})
+        assert (max(recorder.sizes), sum(recorder.sizes)) == (tracking.AT_ONCE, tracking.MOST_METRICS)
+        assert recorder.tags == tags
+
+
+def test_a_new_registry_is_made_without_chatter(tmp_path, repo):
+    """In a process of its own, since MLflow reads its settings once."""
+    code = "from training import tracking; tracking.log_monitor({'rows': 1.0}, [])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=repo,
+        env=os.environ | {"WARDCAST_VAR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "INFO" not in done.stderr
+    assert "Downloading" not in done.stderr
