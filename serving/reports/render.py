@@ -1,4 +1,4 @@
-"""The bed forecast as a page: in the service's frame, or as one file that opens anywhere and prints on one sheet."""
+"""The bed forecast as a page: in the service's frame, or as one file that opens anywhere and prints on A4."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Line:
 
 
 def render_report(forecast: BedForecast, site: str = "") -> str:
-    """One HTML file, nothing loaded from anywhere; A4 landscape, one sheet."""
+    """One HTML file, nothing loaded from anywhere; A4 landscape, the explanations on a second sheet."""
     return _templates(forecast.timezone).get_template("beds_report.html").render(**context(forecast, site))
 
 
