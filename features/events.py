@@ -87,7 +87,7 @@ def validate(events: pd.DataFrame) -> pd.DataFrame:
 
 
 def encounter_events(encounters: pd.DataFrame) -> pd.DataFrame:
-    """Turn what an encounter says of its patient into events, known from the first hour on.
+    """Turn what an encounter says of its patient into events, known from arrival on, about the ICU from admission to it.
 
     Parameters
     ----------
@@ -104,9 +104,9 @@ def encounter_events(encounters: pd.DataFrame) -> pd.DataFrame:
         _instants(encounters, "icu_admission_time"),
         _instants(encounters, "hospital_admission_time"),
     )
-    in_icu = icu != NAT
-    known = np.where(in_icu, icu, hospital)
-    before = np.where(in_icu & (hospital != NAT), (icu - hospital) / HOUR_US, np.nan)
+    in_icu, admitted = icu != NAT, hospital != NAT
+    arrived = np.where(admitted & (~in_icu | (hospital < icu)), hospital, icu)
+    before = np.where(in_icu & admitted, (icu - hospital) / HOUR_US, np.nan)
     facts: dict[str, np.ndarray] = {
         "age_years": encounters["age_years"].to_numpy(dtype="float64"),
         "male": _one_hot(encounters["sex"], "male", "female"),
@@ -114,10 +114,13 @@ def encounter_events(encounters: pd.DataFrame) -> pd.DataFrame:
         "icu_admission": np.where(in_icu, 1.0, np.nan),
         "hours_before_icu": before,
     }
-    rows = [np.flatnonzero(~np.isnan(values) & (known != NAT)) for values in facts.values()]
+    about_icu = {"medical_icu", "icu_admission", "hours_before_icu"}
+    since = {name: np.where(in_icu, icu, hospital) if name in about_icu else arrived for name in facts}
+    rows = [np.flatnonzero(~np.isnan(values) & (since[name] != NAT)) for name, values in facts.items()]
     which = np.concatenate(rows)
+    known = np.concatenate([since[name][r] for name, r in zip(facts, rows, strict=True)])
     concept = np.repeat(np.array(list(facts), dtype=object), [len(r) for r in rows])
-    when = pd.Series(pd.DatetimeIndex(known[which].view("datetime64[us]"), tz="UTC"))
+    when = pd.Series(pd.DatetimeIndex(known.view("datetime64[us]"), tz="UTC"))
     return pd.DataFrame(
         {
             "subject_id": encounters["subject_id"].take(which).reset_index(drop=True),

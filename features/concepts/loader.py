@@ -1,8 +1,8 @@
 """Reads the concept tables once, and refuses them when they contradict themselves.
 
-Tables and their keys: ``concepts.csv`` (concept), ``codes.csv`` (system, code), ``units.csv`` (concept or any,
-from_unit), ``repairs.csv`` (what a number without a unit can only mean), ``texts.csv`` (words that stand for a
-number) and ``scores/*.csv`` (bands of the clinical scores). Every row names its source.
+Tables and their keys: ``concepts.csv`` (concept), ``codes/*.csv`` (one file a vocabulary: system, code), ``units.csv``
+(concept or any, from_unit), ``repairs.csv`` (what a number without a unit can only mean), ``texts.csv`` (words that
+stand for a number) and ``scores/*.csv`` (bands of the clinical scores). Every row names its source.
 
 ``available_after_min`` is the declared policy for sources that do not say when a fact became visible: vitals, therapy
 and demographics at charting (0), gas analysis and point-of-care meters after 15 minutes, the central laboratory after
@@ -122,20 +122,21 @@ def codes() -> dict[str, CodeRow]:
         f"WARDCAST//{c.name}": CodeRow("WARDCAST", c.name, c.label, c.name, c.unit, "Wardcast")
         for c in concepts().values()
     }
-    for row in _rows("codes.csv"):
-        key = f"{row['system']}//{row['code']}"
-        if key in table:
-            raise SpecError(f"codes.csv: {key} stands twice. Keep one row.")
-        if row["concept"] not in concepts():
-            raise SpecError(
-                f"codes.csv: {key} names concept {row['concept']!r}, which concepts.csv lacks. Add it there."
-            )
-        if conversion(row["concept"], row["unit"]) is None:
-            raise SpecError(
-                f"codes.csv: {key} comes in {row['unit']!r}, which units.csv cannot turn into "
-                f"{concepts()[row['concept']].unit!r}. Add a conversion row."
-            )
-        table[key] = CodeRow(**row)
+    for file in _tables("codes"):
+        for row in _rows(file):
+            key = f"{row['system']}//{row['code']}"
+            if key in table:
+                raise SpecError(f"{file}: {key} stands twice. Keep one row.")
+            if row["concept"] not in concepts():
+                raise SpecError(
+                    f"{file}: {key} names concept {row['concept']!r}, which concepts.csv lacks. Add it there."
+                )
+            if conversion(row["concept"], row["unit"]) is None:
+                raise SpecError(
+                    f"{file}: {key} comes in {row['unit']!r}, which units.csv cannot turn into "
+                    f"{concepts()[row['concept']].unit!r}. Add a conversion row."
+                )
+            table[key] = CodeRow(**row)
     return table
 
 
@@ -200,18 +201,22 @@ def scores() -> dict[str, tuple[Part, ...]]:
     SpecError
         A band names an unknown concept, the bands do not rise from -inf, or one part mixes its choices.
     """
-    folder = resources.files("features.concepts") / "scores"
-    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".csv"))
-    return {name.removesuffix(".csv"): _parts(name) for name in names}
+    return {file.removeprefix("scores/").removesuffix(".csv"): _parts(file) for file in _tables("scores")}
 
 
-def _parts(name: str) -> tuple[Part, ...]:
+def _tables(folder: str) -> list[str]:
+    """The tables of a folder beside this module, as ``folder/name.csv``."""
+    found = (resources.files("features.concepts") / folder).iterdir()
+    return sorted(f"{folder}/{f.name}" for f in found if f.name.endswith(".csv"))
+
+
+def _parts(file: str) -> tuple[Part, ...]:
     bands: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {}
     choice: dict[str, str] = {}
-    for row in _rows(f"scores/{name}"):
-        where = f"scores/{name}: {row['part']}"
+    for row in _rows(file):
+        where = f"{file}: {row['part']}"
         unknown = [c for c in row["concept"].split("/") if c not in concepts()]
-        if unknown or row["score"] != name.removesuffix(".csv"):
+        if unknown or row["score"] != file.removeprefix("scores/").removesuffix(".csv"):
             raise SpecError(
                 f"{where} names score {row['score']!r} and concept {row['concept']!r}. Both must exist."
             )
@@ -222,16 +227,16 @@ def _parts(name: str) -> tuple[Part, ...]:
         band = _number(row, "from", where), _number(row, "points", where)
         bands.setdefault(row["part"], {}).setdefault((row["concept"], row["statistic"]), []).append(band)
     return tuple(
-        Part(part, choice[part], tuple(_component(name, c, s, b) for (c, s), b in found.items()))
+        Part(part, choice[part], tuple(_component(file, c, s, b) for (c, s), b in found.items()))
         for part, found in bands.items()
     )
 
 
-def _component(name: str, concept: str, statistic: str, bands: list[tuple[float, float]]) -> Component:
+def _component(file: str, concept: str, statistic: str, bands: list[tuple[float, float]]) -> Component:
     starts, points = zip(*bands, strict=True)
     rising = all(a < b for a, b in pairwise(starts))
     if starts[0] != -math.inf or not rising:
-        raise SpecError(f"scores/{name}: the bands of {concept} must rise, beginning at -inf.")
+        raise SpecError(f"{file}: the bands of {concept} must rise, beginning at -inf.")
     return Component(concept, statistic, starts, points)
 
 

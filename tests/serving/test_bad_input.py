@@ -175,7 +175,7 @@ def test_a_body_over_the_limit_is_refused_announced_or_not(make_service: Any):
     ("event", "reason", "field", "remedy"),
     [
         ({"concept": "vibes"}, "unknown_concept", "concept", "concepts.csv"),
-        ({"concept": None, "code": "LOCAL//123"}, "unknown_concept", "code", "codes.csv"),
+        ({"concept": None, "code": "LOCAL//123"}, "unknown_concept", "code", "concepts/codes"),
         ({"unit": "furlong"}, "unit_unknown", "unit", "units.csv"),
         ({"value": 900.0}, "impossible_value", "value", "0 to 300 /min"),
         ({"value": -1e308}, "impossible_value", "value", "Check the value and its unit"),
