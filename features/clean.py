@@ -21,7 +21,7 @@ from features.errors import DataError
 REASONS: Final = ("unknown_concept", "unit_unknown", "not_a_number", "impossible_value")
 
 REMEDIES: Final[dict[str, str]] = {
-    "unknown_concept": "code: in no table of concepts/codes. Add a row, or send the concept's own code, WARDCAST//concept.",
+    "unknown_concept": "code: in no table of concepts/codes. Add a row, or send the concept itself: WARDCAST//concept.",
     "unit_unknown": "unit: no conversion in units.csv for this concept. Send UCUM, or add a conversion row.",
     "not_a_number": "value: not a finite number. Send a number, or a word listed in texts.csv.",
     "impossible_value": "value: outside the range in concepts.csv. Check the value and its unit.",

@@ -87,7 +87,7 @@ def validate(events: pd.DataFrame) -> pd.DataFrame:
 
 
 def encounter_events(encounters: pd.DataFrame) -> pd.DataFrame:
-    """Turn what an encounter says of its patient into events, known from arrival on, about the ICU from admission to it.
+    """Turn what an encounter says of its patient into events: known from arrival, and of the ICU from admission there.
 
     Parameters
     ----------
