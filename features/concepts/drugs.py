@@ -1,4 +1,4 @@
-"""Which drug names mean that an infection is being treated: ``antimicrobials.csv`` and ``antimicrobial_exclusions.csv``.
+"""Which drug names mean that an infection is being treated, by antimicrobials.csv and antimicrobial_exclusions.csv.
 
 Suspicion of infection counts oral and parenteral antimicrobials (Seymour et al., JAMA 2016;315:762). What acts only
 where it is put (skin, eye, ear, airways, a catheter) does not count, nor do drugs that no row names.
@@ -102,5 +102,5 @@ def _exclusions() -> dict[str, frozenset[Words]]:
 
 
 def _rows(name: str) -> list[dict[str, str]]:
-    with resources.files("features.concepts").joinpath(name).open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
+    text = resources.files("features.concepts").joinpath(name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines(), strict=True))
