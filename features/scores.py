@@ -2,12 +2,18 @@
 
 A score is the sum of its parts. A part whose quantities are all missing is missing, never zero. ``news2`` is the score
 when every part is present and missing otherwise; ``news2_partial`` is the sum of the parts that are present, and
-missing when none is.
+missing when none is. ``news2_pulse`` is one part alone.
+
+``sofa`` is SOFA as a bedside without vasopressor, ventilator and urine charts can tell it, the oximeter standing in for
+the blood gas; ``sofa_full`` is the whole published table and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +24,10 @@ from features.windows import Window
 
 Column = npt.NDArray[np.float32]
 PARTIAL = "_partial"
+_SIGN: Final = re.compile("[/+]")
+_RELATIONS: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "=": operator.eq,
+}  # fmt: skip
 
 
 def windows(score: str) -> tuple[Window, ...]:
@@ -28,13 +38,10 @@ def windows(score: str) -> tuple[Window, ...]:
     SpecError
         There is no such score.
     """
-    found = [
-        Window.parse(concept, component.statistic)
-        for part in _parts(score)
-        for component in part.components
-        for concept in component.concept.split("/")
-    ]
-    return tuple(dict.fromkeys(found))
+    each = [component for part in definition(score) for component in part.components]
+    found = [Window.parse(concept, c.statistic) for c in each for concept in _SIGN.split(c.concept)]
+    asked = [Window.parse(w.concept, w.statistic) for c in each for either in c.when for w in either]
+    return tuple(dict.fromkeys(found + asked))
 
 
 def evaluate(score: str, columns: Mapping[str, Column]) -> Column:
@@ -43,7 +50,7 @@ def evaluate(score: str, columns: Mapping[str, Column]) -> Column:
     Parameters
     ----------
     score : str
-        For example ``news2_partial`` or ``sofa``.
+        For example ``news2_partial``, ``sofa`` or ``sofa_renal``.
     columns : mapping from window name to float32 array of shape (n,)
         At least the windows that :func:`windows` names; NaN = missing.
 
@@ -62,7 +69,7 @@ def evaluate(score: str, columns: Mapping[str, Column]) -> Column:
 
 def parts(score: str, columns: Mapping[str, Column]) -> dict[str, Column]:
     """Points of each part of a score, NaN where the part is missing."""
-    return {part.name: _part(part, columns) for part in _parts(score)}
+    return {part.name: _part(part, columns) for part in definition(score)}
 
 
 def points(values: Column, starts: tuple[float, ...], worth: tuple[float, ...]) -> Column:
@@ -76,19 +83,30 @@ def points(values: Column, starts: tuple[float, ...], worth: tuple[float, ...]) 
     return scored
 
 
-def _parts(score: str) -> tuple[loader.Part, ...]:
+def definition(score: str) -> tuple[loader.Part, ...]:
+    """The parts that a score, whole or partial, sums; the one part that ``sofa_renal`` names.
+
+    Raises
+    ------
+    SpecError
+        There is no such score.
+    """
     table = loader.scores()
     name = score.removesuffix(PARTIAL)
-    if name not in table:
+    if name in table:
+        return table[name]
+    alone = [p for whole, each in table.items() for p in each if score == f"{whole}_{p.name}"]
+    if not alone:
         known = ", ".join(f"{n}, {n}{PARTIAL}" for n in table)
         raise SpecError(
-            f"There is no score {score!r}. Choose one of {known}, or add a table to concepts/scores."
+            f"There is no score {score!r}. Choose one of {known}, a part such as sofa_renal, or add a table to "
+            "concepts/scores."
         )
-    return table[name]
+    return (alone[0],)
 
 
 def _part(part: loader.Part, columns: Mapping[str, Column]) -> Column:
-    each = [points(_read(c, columns), c.starts, c.points) for c in part.components]
+    each = [_component(c, columns) for c in part.components]
     result = each[0]
     for other in each[1:]:
         result = (
@@ -97,11 +115,27 @@ def _part(part: loader.Part, columns: Mapping[str, Column]) -> Column:
     return result
 
 
+def _component(component: loader.Component, columns: Mapping[str, Column]) -> Column:
+    scored = points(_read(component, columns), component.starts, component.points)
+    if component.when:
+        holds = [np.logical_and.reduce([_holds(c, columns) for c in either]) for either in component.when]
+        scored[~np.logical_or.reduce(holds)] = np.nan
+    return scored
+
+
+def _holds(condition: loader.Condition, columns: Mapping[str, Column]) -> npt.NDArray[np.bool_]:
+    """Where a condition is met. A missing value meets none."""
+    values = columns[Window.parse(condition.concept, condition.statistic).name]
+    met: npt.NDArray[np.bool_] = _RELATIONS[condition.relation](values, np.float32(condition.value))
+    return met
+
+
 def _read(component: loader.Component, columns: Mapping[str, Column]) -> Column:
-    names = [Window.parse(concept, component.statistic).name for concept in component.concept.split("/")]
-    if len(names) == 1:
-        return columns[names[0]]
-    return ratio(columns[names[0]], columns[names[1]])
+    concepts = _SIGN.split(component.concept)
+    each = [columns[Window.parse(concept, component.statistic).name] for concept in concepts]
+    if "/" in component.concept:
+        return ratio(each[0], each[1])
+    return each[0] if len(each) == 1 else np.sum(each, axis=0, dtype=np.float32)
 
 
 def ratio(numerator: Column, denominator: Column) -> Column:

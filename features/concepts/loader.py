@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
@@ -23,6 +24,9 @@ from features.errors import SpecError
 
 KINDS: Final = ("vital", "lab", "demographic", "process", "therapy")
 CHOICES: Final = ("first", "worst")
+_CONDITION: Final = re.compile(
+    r"(?P<concept>\w+) (?P<statistic>\w+) (?P<relation>>=|<=|>|<|=) (?P<value>\S+)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +69,28 @@ class Repair:
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """What a window must say for a component to count, such as ``invasive_ventilation last = 1``. Missing says no."""
+
+    concept: str
+    statistic: str
+    relation: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Component:
-    """One quantity of a score's part: points by band, each band reaching from its ``start`` up to the next."""
+    """One quantity of a score's part: points by band, each band reaching from its ``start`` up to the next.
+
+    ``concept`` is one concept, a ratio ``a/b`` or a sum ``a+b``. With ``when``, it counts only where all conditions of
+    one of the alternatives hold, and is missing elsewhere.
+    """
 
     concept: str
     statistic: str
     starts: tuple[float, ...]
     points: tuple[float, ...]
+    when: tuple[tuple[Condition, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +230,11 @@ def _tables(folder: str) -> list[str]:
 
 
 def _parts(file: str) -> tuple[Part, ...]:
-    bands: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {}
+    bands: dict[str, dict[tuple[str, str, str], list[tuple[float, float]]]] = {}
     choice: dict[str, str] = {}
     for row in _rows(file):
         where = f"{file}: {row['part']}"
-        unknown = [c for c in row["concept"].split("/") if c not in concepts()]
+        unknown = [c for c in re.split(r"[/+]", row["concept"]) if c not in concepts()]
         if unknown or row["score"] != file.removeprefix("scores/").removesuffix(".csv"):
             raise SpecError(
                 f"{where} names score {row['score']!r} and concept {row['concept']!r}. Both must exist."
@@ -225,19 +244,43 @@ def _parts(file: str) -> tuple[Part, ...]:
                 f"{where} has choice {row['choice']!r}. Use one of {', '.join(CHOICES)} all through a part."
             )
         band = _number(row, "from", where), _number(row, "points", where)
-        bands.setdefault(row["part"], {}).setdefault((row["concept"], row["statistic"]), []).append(band)
+        key = row["concept"], row["statistic"], row.get("when", "")
+        bands.setdefault(row["part"], {}).setdefault(key, []).append(band)
     return tuple(
-        Part(part, choice[part], tuple(_component(file, c, s, b) for (c, s), b in found.items()))
+        Part(part, choice[part], tuple(_component(file, *key, b) for key, b in found.items()))
         for part, found in bands.items()
     )
 
 
-def _component(file: str, concept: str, statistic: str, bands: list[tuple[float, float]]) -> Component:
+def _component(
+    file: str, concept: str, statistic: str, when: str, bands: list[tuple[float, float]]
+) -> Component:
     starts, points = zip(*bands, strict=True)
     rising = all(a < b for a, b in pairwise(starts))
     if starts[0] != -math.inf or not rising:
         raise SpecError(f"{file}: the bands of {concept} must rise, beginning at -inf.")
-    return Component(concept, statistic, starts, points)
+    return Component(concept, statistic, starts, points, _when(file, when))
+
+
+def _when(file: str, text: str) -> tuple[tuple[Condition, ...], ...]:
+    """``a last = 1 & b last > 0 | c last = 1``: alternatives, each of conditions that must all hold."""
+    if not text:
+        return ()
+    return tuple(tuple(_condition(file, c.strip()) for c in either.split("&")) for either in text.split("|"))
+
+
+def _condition(file: str, text: str) -> Condition:
+    found = _CONDITION.fullmatch(text)
+    if found is None or found["concept"] not in concepts():
+        raise SpecError(
+            f"{file}: {text!r} is no condition on a known concept. Write for example 'invasive_ventilation last = 1'."
+        )
+    return Condition(
+        found["concept"],
+        found["statistic"],
+        found["relation"],
+        _number({"when": found["value"]}, "when", file),
+    )
 
 
 @cache

@@ -88,7 +88,7 @@ def read_all() -> None:
 def test_every_table_reads() -> None:
     assert len(loader.concepts()) >= 45
     assert len(loader.codes()) > 150
-    assert set(loader.scores()) == {"news2", "qsofa", "sirs", "sofa"}
+    assert set(loader.scores()) == {"news2", "qsofa", "sirs", "sofa", "sofa_full"}
     assert loader.repairs()
     assert loader.texts()
 
@@ -178,6 +178,8 @@ def test_bands_rise_from_minus_infinity() -> None:
         ("scores/sirs.csv", {"from": "5"}, "beginning at -inf"),
         ("scores/sirs.csv", {"concept": "unheard"}, "Both must exist"),
         ("scores/sirs.csv", {"choice": "best"}, "first, worst"),
+        ("scores/sirs.csv", {"when": "map last about 1"}, "no condition on a known concept"),
+        ("scores/sirs.csv", {"when": "unheard last = 1"}, "no condition on a known concept"),
     ],
 )
 def test_a_careless_row_is_refused(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +110,45 @@ def test_sofa_reads_arterial_oxygen_before_the_oximeter() -> None:
     assert score("sofa_partial", pao2=80, fio2=0.5, spo2=100) == 2  # 160, though SpO2/FiO2 says 200
     assert score("sofa_partial", spo2=97, fio2=0.21) == 1  # 462 stands for less than 400: Pandharipande 2009
     assert math.isnan(score("sofa_partial", spo2=97))
+
+
+# SOFA as published
+
+
+def read(name: str, **windows: float) -> float:
+    columns: dict[str, Any] = {w.name: np.array([np.nan], np.float32) for w in scores.windows(name)}
+    assert set(windows) <= set(columns)
+    columns |= {name: np.array([value], np.float32) for name, value in windows.items()}
+    return float(scores.evaluate(name, columns)[0])
+
+
+def test_every_worked_part_of_the_published_sofa(repo: Path) -> None:
+    text = (repo / "tests/golden/sofa_worked.csv").read_text(encoding="utf-8").splitlines()
+    rows = list(csv.DictReader(line for line in text if not line.startswith("#")))
+    assert len(rows) > 30
+    for row in rows:
+        windows = {k: float(v) for k, v in (pair.split("=") for pair in row["readings"].split())}
+        expected = math.nan if row["points"] == "none" else float(row["points"])
+        got = read(f"sofa_full_{row['part']}", **windows)
+        assert np.array_equal(got, expected, equal_nan=True), row
+
+
+def test_the_whole_published_sofa_is_missing_while_a_part_is_and_its_partial_sums_the_rest() -> None:
+    five = {
+        "pao2__last_24h": 45.0, "fio2__last_24h": 0.5, "invasive_ventilation__last": 1.0, "platelets__min_24h": 19.0,
+        "bilirubin_total__max_24h": 12.0, "norepinephrine__last": 0.2, "gcs_total__min_24h": 3.0,
+    }  # fmt: skip
+    assert math.isnan(read("sofa_full", **five))
+    assert read("sofa_full_partial", **five) == 20
+    assert read("sofa_full", **five, creatinine__max_24h=5.0) == 24
+    assert math.isnan(read("sofa_full_partial"))
+
+
+def test_a_part_alone_is_a_score_of_its_own() -> None:
+    assert score("sofa_renal", creatinine=3.5) == 3
+    assert math.isnan(score("sofa_renal"))
+    assert {w.concept for w in scores.windows("sofa_renal")} == {"creatinine"}
+    assert score("news2_pulse", heart_rate=131) == 3
 
 
 # Missing
