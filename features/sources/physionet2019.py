@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from features.clock import HOUR_US, from_micros
 from features.errors import DataError
 from features.events import EVENT_COLUMNS, encounter_events
+from features.sources.batch import Batch, ReadAccount, Say, quiet
 
 ADMISSION_US: Final = 946_684_800_000_000
 """2000-01-01T00:00Z, the ICU admission of every patient."""
@@ -344,3 +345,33 @@ def _joined(facts: pd.DataFrame, personal: pd.DataFrame) -> pd.DataFrame:
         else:
             joined[name] = pd.concat([one, two], ignore_index=True)
     return pd.DataFrame(joined)
+
+
+def batches(
+    path: Path,
+    account: ReadAccount,
+    *,
+    timezone: str = "UTC",
+    mapping: object = None,
+    say: Say = quiet,
+) -> Iterator[Batch]:
+    """What :func:`read` gives, in the shape that every reader has; events that its encounters make are not repeated.
+
+    ``timezone`` and ``mapping`` are not used: the data carry no dates. A row that measured nothing is counted as
+    ``nothing_measured``.
+    """
+    for chunk in read(path):
+        rows, facts = len(chunk.rows), _measured(chunk.events)
+        hours = facts[["encounter_id", "time"]].drop_duplicates()
+        account.rows["hours"] += rows
+        account.events["hours"] += len(facts)
+        account.leave("hours", "nothing_measured", rows - len(hours))
+        for note in chunk.notes:
+            account.note(note)
+        say(rows)
+        yield Batch(chunk.encounters, facts)
+
+
+def _measured(events: pd.DataFrame) -> pd.DataFrame:
+    """The events that hold a cell of a row."""
+    return events[(events["source_id"] != "encounter").to_numpy()].reset_index(drop=True)

@@ -76,6 +76,10 @@ class Tables:
         """Is there a table of this (lower-case) name?"""
         return name in self._files
 
+    def names(self) -> list[str]:
+        """The tables there are, in lower case, by name."""
+        return sorted(self._files)
+
     def require(self, *names: str) -> None:
         """Refuse a folder without these tables.
 
