@@ -7,7 +7,7 @@ Johnson et al., Sci Data 2016;3:160035 (III) and Sci Data 2023;10:1 (IV). An enc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -515,6 +515,7 @@ def drugs(
     time: str,
     key: str | None,
     available: str | None = None,
+    entered: tuple[str, Callable[[pd.Series], pd.Series]] | None = None,
     by_date: bool = False,
     given: Mapping[str, frozenset[str]] | None = None,
 ) -> Iterator[Batch]:
@@ -523,6 +524,8 @@ def drugs(
     Parameters
     ----------
     name, route, time, available : columns of the drug, its route, its start, and when it was entered
+    entered : (column, function), optional
+        A number column and what gives the time of entry for its values, where that was after the start.
     by_date : bool
         The start is a date: it is known as the next day begins. When a drug ends is not read into the past.
     given : mapping of one column to the lower-case words that mean a dose was given; other rows are ``not_given``
@@ -530,7 +533,7 @@ def drugs(
     columns: Columns = {
         "subject_id": "id", "hadm_id": "id", name: "text", time: "time", **({route: "text"} if route else {}),
         **({available: "time"} if available else {}), **({key: "key"} if key else {}),
-        **dict.fromkeys(given or {}, "text"),
+        **dict.fromkeys(given or {}, "text"), **({entered[0]: "number"} if entered else {}),
     }  # fmt: skip
     for frame in reading.rows(table, columns, optional=tuple(c for c in (route, available) if c)):
         frame = leave(frame, frame[name].isna(), reading.account, table, "no_code")
@@ -541,7 +544,7 @@ def drugs(
             said = frame[column].astype("str").str.lower().isin(words)
             frame = leave(frame, ~said.to_numpy(bool), reading.account, table, "not_given")
         frame, place = reading.settled(frame, table, time)
-        visible = frame[available] if available else None
+        visible = frame[available] if available else entered[1](frame[entered[0]]) if entered else None
         events = facts(
             reading.stays,
             place,
