@@ -17,16 +17,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from features.clock import UTC_US
-from features.concepts.drugs import antimicrobial
 from features.errors import DataError
 from features.events import NAT
-from features.sources.batch import Batch, ReadAccount, Say
+from features.sources.batch import ROWS, Batch, ReadAccount, Say
 from features.sources.infusions import Running, Weights, concepts_of, weighed
 from features.sources.stays import (
     LATEST_US,
     Floats,
     Ints,
     Masks,
+    Seen,
     Stays,
     coded,
     emit,
@@ -34,12 +34,14 @@ from features.sources.stays import (
     identity,
     later,
     looked_up,
+    marked,
     micros_of,
     next_midnight,
     only_where,
     settle,
     since,
     stacked,
+    systemic,
 )
 from features.sources.tables import Kind, Tables, leave
 
@@ -538,7 +540,11 @@ def drugs(
     for frame in reading.rows(table, columns, optional=tuple(c for c in (route, available) if c)):
         frame = leave(frame, frame[name].isna(), reading.account, table, "no_code")
         frame = leave(
-            frame, ~_antimicrobials(frame, name, route), reading.account, table, "not_antimicrobial"
+            frame,
+            ~systemic(frame[name], frame[route] if route else None),
+            reading.account,
+            table,
+            "not_antimicrobial",
         )
         for column, words in (given or {}).items():
             said = frame[column].astype("str").str.lower().isin(words)
@@ -557,19 +563,6 @@ def drugs(
             source_id=identity(table, frame, key),
         )
         yield from reading.emit(events, table)
-
-
-def _antimicrobials(frame: pd.DataFrame, name: str, route: str | None) -> Masks:
-    """Which rows are systemic antimicrobials; each pair of name and route is looked up once."""
-    names = [*frame[name].cat.categories, ""]
-    routes = [*(frame[route].cat.categories if route else []), None]
-    which = frame[name].cat.codes.to_numpy(np.int64) * len(routes)
-    ways = frame[route].cat.codes.to_numpy(np.int64) if route else np.full(len(frame), -1)
-    pair, place = np.unique(which + np.where(ways < 0, len(routes) - 1, ways), return_inverse=True)
-    known = [
-        antimicrobial(names[p // len(routes)], routes[p % len(routes)]) is not None for p in pair.tolist()
-    ]
-    return np.array(known, dtype=bool)[place]
 
 
 NO_ORGANISM: Final = frozenset({"cancelled", "negative"})
@@ -596,7 +589,7 @@ def cultures(reading: Reading, *, key: str, specimen: str | None = None) -> Iter
         "subject_id": "id", "hadm_id": "id", "chartdate": "time", "charttime": "time", "storetime": "time",
         "spec_type_desc": "text", "org_name": "text", key: "key", **({specimen: "key"} if specimen else {}),
     }  # fmt: skip
-    seen = _Seen(), _Seen()
+    seen = Seen(), Seen()
     for frame in reading.rows(table, columns, optional=("storetime", "charttime")):
         by_date = frame["charttime"].isna()
         frame = frame.assign(taken=frame["charttime"].where(~by_date, frame["chartdate"]), by_date=by_date)
@@ -606,7 +599,7 @@ def cultures(reading: Reading, *, key: str, specimen: str | None = None) -> Iter
         grown = frame["org_name"].astype("str").str.lower()
         grew = (grown.notna() & ~grown.isin(NO_ORGANISM)).to_numpy(bool)
         first = seen[0].new(sample)
-        organism = grew & seen[1].new(_mixed(sample, frame["org_name"]), among=grew)
+        organism = seen[1].new(marked(sample, frame["org_name"]), among=grew)
         reading.account.leave(table, "same_specimen", int((~first & ~organism).sum()))
         yield from reading.emit(_cultured(reading, frame, place, first, organism, key), table)
 
@@ -640,35 +633,10 @@ def _cultured(
     return stacked(parts)
 
 
-class _Seen:
-    """Which of many 64-bit marks have been met, over all pieces of a table."""
-
-    def __init__(self) -> None:
-        self._marks = np.zeros(0, dtype=np.uint64)
-
-    def new(self, marks: npt.NDArray[np.uint64], among: Masks | None = None) -> Masks:
-        """Which rows bring a mark for the first time, looking only at those ``among``."""
-        rows = np.arange(len(marks)) if among is None else np.flatnonzero(among)
-        fresh, first = np.unique(marks[rows], return_index=True)
-        unseen = ~np.isin(fresh, self._marks, assume_unique=True)
-        self._marks = np.union1d(self._marks, fresh[unseen])
-        found = np.zeros(len(marks), dtype=bool)
-        found[rows[first[unseen]]] = True
-        return found
-
-
 def _sample(frame: pd.DataFrame, place: Ints, specimen: str | None) -> npt.NDArray[np.uint64]:
     """A mark of the specimen that each row is about."""
-    parts: list[Any] = [pd.Series(place), pd.Series(micros_of(frame["taken"]))]
-    kind = frame["spec_type_desc"].astype("str").reset_index(drop=True)
-    if specimen is not None:
-        own = frame[specimen].reset_index(drop=True)
-        parts, kind = [pd.Series(place)], own.where(own.notna(), kind)
-    marks = pd.util.hash_pandas_object(pd.DataFrame(dict(enumerate([*parts, kind]))), index=False)
-    return marks.to_numpy(np.uint64)
-
-
-def _mixed(marks: npt.NDArray[np.uint64], words: pd.Series) -> npt.NDArray[np.uint64]:
-    """The marks together with words."""
-    both = pd.DataFrame({"mark": marks, "word": words.astype("str").fillna("").to_numpy()})
-    return pd.util.hash_pandas_object(both, index=False).to_numpy(np.uint64)
+    kind = frame["spec_type_desc"].astype("str")
+    if specimen is None:
+        return marked(place, micros_of(frame["taken"]), kind)
+    own = frame[specimen]
+    return marked(place, own.where(own.notna(), kind))

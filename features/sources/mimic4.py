@@ -18,7 +18,7 @@ import pandas as pd
 from features.clock import UTC_US
 from features.events import NAT
 from features.sources import mimic
-from features.sources.batch import Batch, ReadAccount, Say, quiet
+from features.sources.batch import ROWS, Batch, ReadAccount, Say, quiet
 from features.sources.stays import (
     Floats,
     Ints,
@@ -274,7 +274,7 @@ def _emergency(reading: mimic.Reading, attendances: pd.DataFrame) -> Iterator[Ba
     index = pd.Index(attendances["stay_id"])
     if reading.has("triage"):
         columns: mimic.Columns = {"stay_id": "id", **dict.fromkeys(TRIAGE, "number")}
-        for frame in reading.rows("triage", columns, optional=tuple(TRIAGE)):
+        for frame in reading.rows("triage", columns, optional=tuple(TRIAGE), rows=ROWS // 4):
             which = looked_up(frame["stay_id"], index)
             frame = frame.assign(charttime=attendances["intime"].reindex(which).set_axis(frame.index))
             where = np.append(place, -1)[which]
@@ -282,7 +282,7 @@ def _emergency(reading: mimic.Reading, attendances: pd.DataFrame) -> Iterator[Ba
         account.note("Triage has no time of its own: it is timed at arrival in the emergency department.")
     if reading.has("vitalsign"):
         columns = {"stay_id": "id", "charttime": "time", **dict.fromkeys(SIGNS, "number")}
-        for frame in reading.rows("vitalsign", columns, optional=tuple(SIGNS)):
+        for frame in reading.rows("vitalsign", columns, optional=tuple(SIGNS), rows=ROWS // 4):
             where = np.append(place, -1)[looked_up(frame["stay_id"], index)]
             yield from emit(_signs(reading, frame, where, "vitalsign", SIGNS), account, "vitalsign")
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.clock import UTC_US
+from features.concepts.drugs import antimicrobial
 from features.errors import DataError
 from features.events import EVENT_COLUMNS, NAT
 from features.sources.batch import ROWS, Batch, ReadAccount, no_encounters
@@ -339,3 +340,39 @@ def looked_up(ids: pd.Series, names: pd.Index) -> Ints:
 def _no_events() -> pd.DataFrame:
     blank: dict[str, Any] = {"time": UTC_US, "available_time": UTC_US, "numeric_value": "float64"}
     return pd.DataFrame({c: pd.Series(dtype=blank.get(c, "str")) for c in EVENT_COLUMNS})
+
+
+def systemic(names: pd.Series, routes: pd.Series | None) -> Masks:
+    """Which rows name a systemic antimicrobial, by antimicrobials.csv; a pair of name and route is looked up once."""
+    drugs: list[str] = [*names.cat.categories, ""]
+    ways: list[str | None] = [*(routes.cat.categories if routes is not None else []), None]
+    way = routes.cat.codes.to_numpy(np.int64) if routes is not None else np.full(len(names), -1)
+    pair = names.cat.codes.to_numpy(np.int64) * len(ways) + np.where(way < 0, len(ways) - 1, way)
+    unique, place = np.unique(pair, return_inverse=True)
+    known = [antimicrobial(drugs[p // len(ways)], ways[p % len(ways)]) is not None for p in unique.tolist()]
+    return np.array(known, dtype=bool)[place]
+
+
+def marked(*columns: Any) -> npt.NDArray[np.uint64]:
+    """A 64-bit mark of each row by all its columns: the same row, the same mark, in any piece of any table."""
+    values = [pd.Series(c).reset_index(drop=True) for c in columns]
+    plain = [v.astype("str").fillna("") if not pd.api.types.is_numeric_dtype(v.dtype) else v for v in values]
+    marks = pd.util.hash_pandas_object(pd.DataFrame(dict(enumerate(plain))), index=False)
+    return marks.to_numpy(np.uint64)
+
+
+class Seen:
+    """Which of many 64-bit marks have been met, over all pieces of a table."""
+
+    def __init__(self) -> None:
+        self._marks = np.zeros(0, dtype=np.uint64)
+
+    def new(self, marks: npt.NDArray[np.uint64], among: Masks | None = None) -> Masks:
+        """Which rows bring a mark for the first time, looking only at those ``among``."""
+        rows = np.arange(len(marks)) if among is None else np.flatnonzero(among)
+        fresh, first = np.unique(marks[rows], return_index=True)
+        unseen = ~np.isin(fresh, self._marks, assume_unique=True)
+        self._marks = np.union1d(self._marks, fresh[unseen])
+        found = np.zeros(len(marks), dtype=bool)
+        found[rows[first[unseen]]] = True
+        return found
