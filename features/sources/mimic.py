@@ -96,9 +96,13 @@ class Reading:
             self.account.note(f"Table {table} is not there: nothing of it was read.")
         return self.tables.has(table)
 
-    def rows(self, table: str, columns: Columns, *, optional: tuple[str, ...] = ()) -> Iterator[pd.DataFrame]:
+    def rows(
+        self, table: str, columns: Columns, *, optional: tuple[str, ...] = (), rows: int = ROWS
+    ) -> Iterator[pd.DataFrame]:
         """The table piece by piece, counted."""
-        return self.tables.stream(table, columns, optional=optional, account=self.account, say=self.say)
+        return self.tables.stream(
+            table, columns, optional=optional, rows=rows, account=self.account, say=self.say
+        )
 
     def settled(self, frame: pd.DataFrame, table: str, time: str) -> tuple[pd.DataFrame, Ints]:
         """The rows that have a time in a known admission, and their places."""
