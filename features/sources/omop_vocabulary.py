@@ -1,0 +1,172 @@
+"""What OMOP concept identifiers mean: by ``omop_concepts.csv``, and by the concept table of an extract.
+
+A standard vocabulary holds millions of concepts. Kept are those that a reader can need: LOINC codes, units, specimens,
+answers, and drugs that are antimicrobial or vasoactive.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from features.concepts import loader
+from features.concepts.drugs import antimicrobial
+from features.sources.batch import ReadAccount, Say, quiet
+from features.sources.stays import Ints, categories
+from features.sources.tables import Kind, Tables
+from features.sources.vocabulary import vasoactive
+
+SYSTEM: Final = "OMOP"
+SOURCE: Final = "OMOP_SOURCE"
+NAMES: Final = ("concept", "2b_concept")
+"""Concept table, and the one of local concepts that the MIMIC-IV export adds."""
+RELATIONS: Final = ("concept_relationship", "2b_concept_relationship")
+NAMED_DOMAINS: Final = ("Specimen", "Meas Value")
+
+
+@cache
+def known(kind: str) -> dict[str, str]:
+    """Meaning by concept identifier, of one kind of ``omop_concepts.csv``."""
+    text = resources.files("features.sources").joinpath("omop_concepts.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines(), strict=True)
+    return {row["concept_id"]: row["meaning"] for row in rows if row["kind"] == kind}
+
+
+@dataclass
+class Vocabulary:
+    """Concepts of an extract, by identifier as text.
+
+    Attributes
+    ----------
+    names : of specimens, answers and the drugs that matter
+    loinc : LOINC code
+    units : code of the unit, UCUM where the extract uses it
+    drugs : identifiers of all drugs that have a name, whether they matter or not
+    """
+
+    names: dict[str, str] = field(default_factory=dict)
+    loinc: dict[str, str] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    drugs: set[str] = field(default_factory=set)
+
+    def code(self, concept: str, source: str, value: str) -> str:
+        """The code to keep of a fact: of its standard concept, source concept or LOINC code the first that is known.
+
+        Nothing known: the standard concept's identifier, or its LOINC code where there is one; a fact without a
+        standard concept (``0`` or empty) goes under the source's own value, and is empty without one.
+        """
+        standard = "" if concept == "0" else concept
+        own = [f"{SYSTEM}//{c}" for c in (standard, source) if c and c != "0"]
+        loinc = [f"LOINC//{self.loinc[standard]}"] if standard in self.loinc else []
+        for code in (*own, *loinc):
+            if code in loader.codes():
+                return code
+        if standard:
+            return (loinc or own)[0]
+        return f"{SOURCE}//{value}" if value else ""
+
+    def unit(self, concept: str, value: str) -> str:
+        """UCUM of the unit concept, the source's own word without one, otherwise empty."""
+        return known("unit").get(concept) or self.units.get(concept) or value
+
+    def drug(self, concept: str, source: str, value: str, route: str) -> tuple[str, str]:
+        """``(concept, name as written)`` of an antimicrobial or vasoactive drug; ``("", "")`` of any other."""
+        for name in (self.names.get(concept, ""), self.names.get(source, ""), value):
+            if antimicrobial(name, route or None):
+                return "antibiotic", name
+            if vasoactive(name):
+                return vasoactive(name), name
+        return "", ""
+
+    def names_drug(self, concept: str, source: str, value: str) -> bool:
+        """Whether anything says which drug it is: a concept with a name, or words rather than a number."""
+        words = bool(value) and not value.replace("-", "").isdigit()
+        return concept in self.drugs or source in self.drugs or words
+
+
+def vocabulary(tables: Tables, account: ReadAccount, say: Say = quiet) -> Vocabulary:
+    """Read the concept tables of a folder, as far as there are any."""
+    found = Vocabulary()
+    columns: dict[str, Kind] = {
+        "concept_id": "id", "concept_name": "key", "domain_id": "text", "vocabulary_id": "text",
+        "concept_code": "key",
+    }  # fmt: skip
+    present = [name for name in NAMES if tables.has(name)]
+    for name in present:
+        for frame in tables.stream(name, columns, account=account, say=say):
+            _take(found, frame)
+        account.leave(name, "is_vocabulary", account.rows[name])
+    if not present:
+        account.note("No concept table: concepts are known by the identifiers in concepts/codes only.")
+    for name in RELATIONS:
+        if tables.has(name) and found.names:
+            _follow_maps(found, tables, name, account, say)
+    return found
+
+
+def _take(found: Vocabulary, frame: pd.DataFrame) -> None:
+    domain, system = frame["domain_id"].astype("str"), frame["vocabulary_id"].astype("str")
+    ids = frame["concept_id"].astype("str")
+    named, code = frame["concept_name"], frame["concept_code"]
+
+    def some(mask: pd.Series, values: pd.Series) -> dict[str, str]:
+        chosen = mask & ids.notna() & values.notna()
+        return dict(zip(ids[chosen], values[chosen], strict=True))
+
+    found.loinc.update(some(system == "LOINC", code))
+    found.units.update(some(domain == "Unit", code))
+    found.names.update(some(domain.isin(NAMED_DOMAINS), named))
+    drugs = some(domain == "Drug", named)
+    found.drugs.update(drugs)
+    found.names.update({k: v for k, v in drugs.items() if antimicrobial(v) or vasoactive(v)})
+
+
+def _follow_maps(found: Vocabulary, tables: Tables, name: str, account: ReadAccount, say: Say) -> None:
+    """Name standard concepts that have no row by a local concept that maps to them."""
+    columns: dict[str, Kind] = {"concept_id_1": "id", "concept_id_2": "id", "relationship_id": "text"}
+    for frame in tables.stream(name, columns, account=account, say=say):
+        maps = frame[(frame["relationship_id"] == "Maps to").to_numpy(bool)]
+        maps = maps[["concept_id_1", "concept_id_2"]].astype("str").dropna()
+        for local, standard in maps.itertuples(index=False):
+            if local in found.names:
+                found.names.setdefault(standard, found.names[local])
+            if local in found.drugs:
+                found.drugs.add(standard)
+    account.leave(name, "is_vocabulary", account.rows[name])
+
+
+def asked_once(frame: pd.DataFrame, columns: list[str], call: Callable[..., Any]) -> tuple[Ints, list[Any]]:
+    """``call`` of the words of each row, made once for each combination of words there is.
+
+    ``columns`` are categorical; missing is passed as the empty text.
+
+    Returns
+    -------
+    place : int64, shape (n_rows,); answers : list
+        The answer of a row is ``answers[place]``.
+    """
+    labels = [[*frame[c].cat.categories, ""] for c in columns]
+    key = np.zeros(len(frame), dtype=np.int64)
+    for column, words in zip(columns, labels, strict=True):
+        codes = frame[column].cat.codes.to_numpy(np.int64)
+        key = key * len(words) + np.where(codes < 0, len(words) - 1, codes)
+    found, place = np.unique(key, return_inverse=True)
+    spots = np.unravel_index(found, [len(words) for words in labels])
+    picked = [[words[i] for i in spot] for words, spot in zip(labels, spots, strict=True)]
+    return np.asarray(place, dtype=np.int64), [call(*one) for one in zip(*picked, strict=True)]
+
+
+def words_of(frame: pd.DataFrame, columns: list[str], call: Callable[..., str]) -> pd.Series:
+    """The text answers of :func:`asked_once` as a categorical; an empty one is missing."""
+    place, answers = asked_once(frame, columns, call)
+    spot, labels = pd.factorize(np.array([*answers, ""], dtype=object))
+    spot = np.where(labels[spot] == "", -1, spot)
+    made = categories(spot[place].astype(np.int64), pd.Index(labels, dtype="str"))
+    return pd.Series(made, index=frame.index)
