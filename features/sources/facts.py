@@ -88,6 +88,8 @@ class Stay:
     admitted: int = NAT
     discharged: int = NAT
     part_of: str = ""
+    reopened: bool = False
+    """Its discharge was cancelled."""
 
 
 @dataclass(slots=True)
@@ -215,7 +217,7 @@ class Stays:
             self._of.setdefault(known.subject_id, []).append(name)
         if stay.admitted != NAT:
             known.admitted = stay.admitted if known.admitted == NAT else min(stay.admitted, known.admitted)
-        if stay.discharged != NAT:
+        if stay.discharged != NAT or stay.reopened:
             known.discharged = stay.discharged
 
     def _learn_person(self, person: Person) -> None:
@@ -282,6 +284,11 @@ class Stays:
         return sorted(
             self._moves.get(encounter, {}).values(), key=lambda move: (move.time, move.available_time)
         )
+
+    def last_move(self, encounter: str) -> str:
+        """Identity of the latest transfer of an encounter so far, admission and discharge apart; empty for none."""
+        moves = [m for m in self._path(self.whole(encounter)) if "#move" in m.source_id]
+        return moves[-1].source_id if moves else ""
 
     def closing(self) -> list[Fact]:
         """Discharges from intensive care: the moves from there to anywhere else."""

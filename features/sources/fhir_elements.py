@@ -20,6 +20,8 @@ from features.sources.facts import NEVER, Moment, bare_date, micros, number
 from features.sources.vocabulary import prefix
 
 Json = dict[str, Any]
+DEEPEST: Final = 16
+"""How deep Bundles may lie in Bundles."""
 DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 NUMBERED: Final = "valueQuantity", "valueInteger", "valueDecimal", "valueBoolean"
 WORDED: Final = "valueString", "valueCodeableConcept", "valueCode"
@@ -171,31 +173,31 @@ def _by_search(said: str, known: Known) -> tuple[str, str]:
     return kind, known.identifiers.get((kind, system, value), "")
 
 
-def resources(document: object) -> Iterator[tuple[str, Json, str]]:
+def resources(document: object, depth: int = DEEPEST) -> Iterator[tuple[str, Json, str]]:
     """``(full URL, resource, method)`` of everything in a document: a Bundle, Parameters, a prefetch, or a resource.
 
-    Bundles may lie in Bundles. A prefetch of CDS Hooks is an object whose members are resources.
+    Bundles may lie in Bundles, down to ``depth``. A prefetch of CDS Hooks is an object whose members are resources.
     """
-    whole = obj(document)
+    whole = obj(document) if depth else {}
     kind = whole.get("resourceType")
     if kind == "Bundle":
         for entry in items(whole.get("entry")):
             method = text(obj(entry.get("request")).get("method")).upper()
-            yield from _entry(entry.get("resource"), text(entry.get("fullUrl")), method)
+            yield from _entry(entry.get("resource"), text(entry.get("fullUrl")), method, depth)
     elif kind == "Parameters":
         for parameter in items(whole.get("parameter")):
-            yield from _entry(parameter.get("resource"), "", "")
+            yield from _entry(parameter.get("resource"), "", "", depth)
     elif isinstance(kind, str):
         yield "", whole, ""
     else:
         for member in whole.values():
             if isinstance(obj(member).get("resourceType"), str):
-                yield from resources(member)
+                yield from resources(member, depth - 1)
 
 
-def _entry(resource: object, url: str, method: str) -> Iterator[tuple[str, Json, str]]:
+def _entry(resource: object, url: str, method: str, depth: int) -> Iterator[tuple[str, Json, str]]:
     inside = obj(resource)
     if inside.get("resourceType") in ("Bundle", "Parameters"):
-        yield from resources(inside)
+        yield from resources(inside, depth - 1)
     elif inside or method:
         yield url, inside, method
