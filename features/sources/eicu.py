@@ -74,6 +74,8 @@ PERIODIC: Final = (
     "systemicmean", "pasystolic", "padiastolic", "pamean", "st1", "st2", "st3", "icp",
 )  # fmt: skip
 NO_ORGANISM: Final = frozenset({"no growth"})
+AT_ONCE: Final = ROWS // 8
+"""Rows read at once of tables whose row makes an event for each of many cells."""
 
 
 @dataclass
@@ -144,7 +146,6 @@ def batches(
     reading = _reading(tables, account, say)
     yield from reading.stays.batches()
     yield from _milestones(reading)
-    yield from _body(reading)
     for table, columns in (("vitalperiodic", PERIODIC), ("vitalaperiodic", APERIODIC)):
         if reading.has(table):
             yield from _vitals(reading, table, columns)
@@ -217,8 +218,14 @@ def _reading(tables: Tables, account: ReadAccount, say: Say) -> _Reading:
 
 
 def _milestones(reading: _Reading) -> Iterator[Batch]:
-    """Admissions, where patients went from the unit, discharges and deaths."""
-    about = reading.patients
+    """Admissions, where patients went from the unit, discharges and deaths; weights and heights."""
+    for first in range(0, len(reading.patients), AT_ONCE):
+        about = reading.patients.iloc[first : first + AT_ONCE]
+        events = stacked([*_moves(reading, about), *_body(reading, about)])
+        yield from emit(events, reading.account, "patient")
+
+
+def _moves(reading: _Reading, about: pd.DataFrame) -> list[pd.DataFrame]:
     died = {
         stay: about[f"{stay}dischargestatus"].str.lower().eq("expired").to_numpy(bool)
         for stay in ("unit", "hospital")
@@ -226,9 +233,9 @@ def _milestones(reading: _Reading) -> Iterator[Batch]:
     death = about["unit_end"].where(died["unit"], about["hospital_end"].where(died["hospital"]))
     goes = about["unitdischargelocation"].str.lower().map(DESTINATIONS).fillna("left")
     goes = goes.where(about["unitdischargelocation"].notna(), "other").mask(died["unit"], "left")
-    here = pd.Series(np.where(about["stepdown"], "stepdown", "icu"))
+    here = pd.Series(np.where(about["stepdown"], "stepdown", "icu"), index=about.index)
     gone = pd.Series("left", index=about.index)
-    parts = [
+    return [
         _moment(reading, about["hospital_start"], "hospital_admission"),
         _moment(reading, about["admitted"], "location", here, "#unit"),
         _moment(reading, about["unit_end"], "location", goes, "#next"),
@@ -237,37 +244,39 @@ def _milestones(reading: _Reading) -> Iterator[Batch]:
         _moment(reading, about["hospital_end"], "hospital_discharge"),
         _moment(reading, death, "death"),
     ]
-    yield from emit(stacked(parts), reading.account, "patient")
 
 
 def _moment(
     reading: _Reading, when: pd.Series, concept: str, where: pd.Series | None = None, suffix: str = ""
 ) -> pd.DataFrame:
+    """One event at each instant that is known: of value 1, or of the word for where a patient is."""
     known = when.notna().to_numpy()
-    some = reading.patients[known]
+    some = when[known]
     return facts(
         reading.stays,
-        np.flatnonzero(known),
-        time=when[known],
-        available=when[known],
+        some.index.to_numpy(),
+        time=some,
+        available=some,
         code=f"WARDCAST//{concept}",
         value=None if where is not None else 1.0,
         text=None if where is None else where[known],
-        source_id=identity("patient", some, None, suffix),
+        source_id=identity("patient", some.to_frame(), None, suffix),
     )
 
 
-def _body(reading: _Reading) -> Iterator[Batch]:
-    """Weight and height from the patient table."""
+BODY: Final = (
+    ("admissionweight", "weight", "kg", "admitted"),
+    ("dischargeweight", "weight", "kg", "unit_end"),
+    ("admissionheight", "height", "cm", "admitted"),
+)
+"""Column of patient, concept, unit as documented, and when it holds."""
+
+
+def _body(reading: _Reading, about: pd.DataFrame) -> list[pd.DataFrame]:
     parts = []
-    for column, concept, unit, time in (
-        ("admissionweight", "weight", "kg", "admitted"),
-        ("dischargeweight", "weight", "kg", "unit_end"),
-        ("admissionheight", "height", "cm", "admitted"),
-    ):
-        rows = (reading.patients[column].notna() & reading.patients[time].notna()).to_numpy()
-        some, place = reading.patients[rows], np.flatnonzero(rows)
-        value = some[column].to_numpy()
+    for column, concept, unit, time in BODY:
+        some = about[(about[column].notna() & about[time].notna()).to_numpy()]
+        place, value = some.index.to_numpy(), some[column].to_numpy()
         if concept == "weight":
             reading.weights.add(place, micros_of(some[time]), value)
         parts.append(
@@ -283,7 +292,7 @@ def _body(reading: _Reading) -> Iterator[Batch]:
                 source_id=identity("patient", some, None, f"#{column}"),
             )
         )
-    yield from emit(stacked(parts), reading.account, "patient")
+    return parts
 
 
 def _vitals(reading: _Reading, table: str, columns: tuple[str, ...]) -> Iterator[Batch]:
@@ -292,8 +301,7 @@ def _vitals(reading: _Reading, table: str, columns: tuple[str, ...]) -> Iterator
     present = [c for c in columns if c in reading.tables.columns(table)]
     meanings = {column: (f"EICU_VITAL//{column}", "", "") for column in present}
     asked: dict[str, Kind] = {key: "key", **dict.fromkeys(present, "number")}
-    # A row makes an event for each filled cell: fewer rows at once.
-    for frame in reading.rows(table, asked, "observationoffset", rows=ROWS // 8):
+    for frame in reading.rows(table, asked, "observationoffset", rows=AT_ONCE):
         frame, place = reading.settled(frame, table)
         who = identity(table, frame, key)
         events = spread(

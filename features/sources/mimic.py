@@ -215,22 +215,27 @@ def spans(admissions: pd.DataFrame) -> tuple[Ints, Ints]:
     return start, np.where(admissions["dischtime"].isna() | (end < start), LATEST_US, end)
 
 
+AT_ONCE: Final = ROWS // 8
+"""Admissions whose milestones are told together; each has several."""
+
+
 def milestones(reading: Reading) -> Iterator[Batch]:
     """Arrival in the emergency department, admission, discharge and death, from the admissions; ICU discharges."""
-    about = reading.admissions
     moments = {
-        "hospital_admission": about["admittime"],
-        "ed_arrival": about["edregtime"],
-        "hospital_discharge": about["dischtime"],
-        "death": about["deathtime"],
+        "hospital_admission": "admittime",
+        "ed_arrival": "edregtime",
+        "hospital_discharge": "dischtime",
+        "death": "deathtime",
     }
-    parts = [
-        _moments(reading, np.arange(len(about)), when, name, "admissions") for name, when in moments.items()
-    ]
-    yield from reading.emit(stacked(parts), "admissions")
-    stays = reading.icu_stays
-    ends = _moments(reading, stays["place"].to_numpy(), stays["outtime"], "icu_discharge", "icustays")
-    yield from reading.emit(ends, "icustays")
+    for first in range(0, len(reading.admissions), AT_ONCE):
+        about = reading.admissions.iloc[first : first + AT_ONCE]
+        place = about.index.to_numpy()
+        parts = [_moments(reading, place, about[c], name, "admissions") for name, c in moments.items()]
+        yield from reading.emit(stacked(parts), "admissions")
+    for first in range(0, len(reading.icu_stays), ROWS):
+        stays = reading.icu_stays.iloc[first : first + ROWS]
+        ends = _moments(reading, stays["place"].to_numpy(), stays["outtime"], "icu_discharge", "icustays")
+        yield from reading.emit(ends, "icustays")
 
 
 def _moments(reading: Reading, place: Ints, when: pd.Series, concept: str, table: str) -> pd.DataFrame:
@@ -278,12 +283,12 @@ def _rough_whereabouts(reading: Reading) -> Iterator[Batch]:
         ("icu", "icustays", stays["place"].to_numpy(), stays["intime"]),
     ]
     for where, table, place, when in moves:
-        known = when.notna().to_numpy()
-        some = when[known]
-        words = np.full(len(some), where, dtype=object)
-        yield from reading.emit(
-            _moves(reading, place[known], some, words, table, some.to_frame(), None), table
-        )
+        known = np.flatnonzero(when.notna())
+        for first in range(0, len(known), ROWS):
+            rows = known[first : first + ROWS]
+            some, words = when.iloc[rows], np.full(len(rows), where, dtype=object)
+            events = _moves(reading, place[rows], some, words, table, some.to_frame(), None, f"#{where}")
+            yield from reading.emit(events, table)
 
 
 def _moves(
@@ -294,6 +299,7 @@ def _moves(
     table: str,
     frame: pd.DataFrame,
     key: str | None,
+    suffix: str = "",
 ) -> pd.DataFrame:
     return facts(
         reading.stays,
@@ -302,7 +308,7 @@ def _moves(
         available=when,
         code="WARDCAST//location",
         text=pd.Categorical(where.astype(str)),
-        source_id=identity(table, frame, key, "#location"),
+        source_id=identity(table, frame, key, suffix),
     )
 
 

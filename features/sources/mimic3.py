@@ -129,7 +129,7 @@ def _emergency(reading: mimic.Reading) -> Iterator[Batch]:
         available=some,
         code="WARDCAST//location",
         text="ed",
-        source_id=identity("admissions", some.to_frame(), None, "#location"),
+        source_id=identity("admissions", some.to_frame(), None, "#ed"),
     )
     yield from reading.emit(events, "admissions")
 
