@@ -146,6 +146,7 @@ def bounds(encounters: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
     admission); ``icu_time``; ``end_time``: the first discharge from hospital or death, else the last event; NaT when
     there is neither.
     """
+    _check(encounters, events)
     ended = events[events["concept"].isin(ENDS) & (events["status"] != "deleted")]
     first_end = ended.groupby("encounter_id", observed=True)["time"].min()
     last_event = events.groupby("encounter_id", observed=True)["time"].max()
@@ -180,6 +181,7 @@ def icu_stays(
     -------
     DataFrame with ``encounter_id``, ``icu_stay`` (0, 1, … within the encounter), ``start_time``, ``end_time``; sorted.
     """
+    _check(encounters, events)
     moves = _moves(encounters, events)
     same = moves["encounter_id"].eq(moves["encounter_id"].shift())
     turned = ~same | moves["inside"].ne(moves["inside"].shift())
@@ -290,6 +292,11 @@ def _check(encounters: pd.DataFrame, events: pd.DataFrame) -> None:
         if missing:
             raise DataError(
                 f"{name} table lacks {', '.join(missing)}. See features/events.py for its columns."
+            )
+    for table, column in (*((encounters, c) for c in times), (events, "time")):
+        if table[column].dtype != UTC_US:
+            raise DataError(
+                f"Column {column!r} is {table[column].dtype}, expected {UTC_US}. Read it with features.clock.to_utc."
             )
     twice = int(encounters["encounter_id"].duplicated().sum())
     if twice:

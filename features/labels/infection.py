@@ -63,7 +63,8 @@ class Suspicion:
         where cultures are unknown.
     antibiotic_course, longest_gap
         The antibiotic must begin a course at least so long, no two events of it further apart than ``longest_gap``.
-        0 is Seymour; PhysioNet 2019 asked for 72 hours. A course looks forward by construction.
+        0 is Seymour; PhysioNet 2019 asked for 72 hours. A course looks forward by construction, and needs doses as
+        given: a source of orders (prescriptions of MIMIC) tells only where each begins, and hardly any course is found.
     within
         Whether pairs form inside an ``encounter`` or across all of a ``subject``'s (mimic-code); the encounter is then
         the antibiotic's, and the culture's where a culture stands alone.

@@ -158,7 +158,8 @@ def sepsis_onset(
             hit = _first_hit(by_encounter[who], stay, definition)
             rows += [] if hit is None else [hit]
     table = pd.DataFrame(rows, columns=list(ONSET_COLUMNS))
-    return table.astype(dict.fromkeys(_TIMES, UTC_US))
+    # A column of nothing but NaT has lost its zone by now.
+    return table.assign(**{c: pd.to_datetime(table[c], utc=True).astype(UTC_US) for c in _TIMES})
 
 
 def label_onset(prediction_time: pd.Series, onset: pd.Series, target: Target) -> pd.Series:
@@ -225,6 +226,7 @@ def _first_hit(suspicions: pd.DataFrame, stay: pd.DataFrame, definition: Sepsis3
     """The earliest suspicion of a unit with a rise in its window, and where it rises."""
     scored = _Scored(micros(stay["time"]), stay["sofa"].to_numpy("float64"))
     if definition.antibiotic_in_icu:
+        # The first score comes one step after the stay began, sooner only in stays shorter than a step.
         began = stay["time"].iloc[0] - definition.sofa.every
         within = (suspicions["antibiotic_time"] >= began) & (
             suspicions["antibiotic_time"] < stay["time"].iloc[-1]

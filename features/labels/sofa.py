@@ -40,6 +40,9 @@ class Sofa:
     where
         ``icu``: hours in intensive care only (mimic-code, ricu); ``stay``: the whole encounter, wards included. Facts
         from before the first hour are read either way, as far as 24 hours back.
+    icu_joined
+        Stretches in intensive care of one encounter that lie no further apart are one ICU stay, the ward between them
+        included. MIMIC-III numbers its stays with 24 h, MIMIC-IV with none.
     clock
         ``time``: when a fact happened, as published labels do. ``available_time``: when it could be seen, for a label
         that a live system could have given.
@@ -57,6 +60,7 @@ class Sofa:
 
     score: str = "sofa_full"
     where: Literal["icu", "stay"] = "icu"
+    icu_joined: timedelta = timedelta(0)
     clock: Literal["time", "available_time"] = "time"
     missing: Literal["zero", "carried", "missing"] = "zero"
     intubated_gcs: Literal["charted", "normal"] = "charted"
@@ -73,8 +77,8 @@ class Sofa:
                 f"score is {self.score!r}. Name the whole score; what missing parts count says 'missing'."
             )
         scores.definition(self.score)
-        if self.every <= timedelta(0) or self.shortest_infusion < timedelta(0):
-            raise SpecError("every must be above 0 and shortest_infusion 0 or more.")
+        if self.every <= timedelta(0) or min(self.shortest_infusion, self.icu_joined) < timedelta(0):
+            raise SpecError("every must be above 0, shortest_infusion and icu_joined 0 or more.")
 
 
 def sofa_series(events: pd.DataFrame, encounters: pd.DataFrame, how: Sofa | None = None) -> pd.DataFrame:
@@ -115,7 +119,7 @@ def sofa_series(events: pd.DataFrame, encounters: pd.DataFrame, how: Sofa | None
 def _grid(events: pd.DataFrame, encounters: pd.DataFrame, how: Sofa) -> pd.DataFrame:
     """Every step of a stay, and its end."""
     if how.where == "icu":
-        stays = cohorts.icu_stays(encounters, events)
+        stays = cohorts.icu_stays(encounters, events, how.icu_joined)
     else:
         stays = cohorts.bounds(encounters, events).assign(icu_stay=0)
     stays = stays.dropna(subset=["start_time", "end_time"]).reset_index(drop=True)
