@@ -25,6 +25,7 @@ from features.windows import Window, build
 RATES: Final = ("norepinephrine", "epinephrine", "dopamine", "dobutamine")
 COMA: Final = ("gcs_eye", "gcs_verbal", "gcs_motor")
 SUPPORT: Final = "invasive_ventilation"
+SETTING: Final = "peep"
 DAY: Final = 24 * HOUR_US
 
 
@@ -143,7 +144,7 @@ def _grid(events: pd.DataFrame, encounters: pd.DataFrame, how: Sofa) -> pd.DataF
 
 def _prepared(events: pd.DataFrame, how: Sofa) -> pd.DataFrame:
     """The events that the score reads, on one clock, with rates and coma scales made explicit."""
-    wanted = {w.concept for w in scores.windows(how.score)} | {SUPPORT, *COMA}
+    wanted = {w.concept for w in scores.windows(how.score)} | {SUPPORT, SETTING, *COMA}
     known = events[events["concept"].isin(wanted)].astype({"concept": "str", "encounter_id": "str"})
     other = "available_time" if how.clock == "time" else "time"
     known = known.assign(**{other: known[how.clock]})
@@ -186,11 +187,25 @@ def _with_coma(events: pd.DataFrame, how: Sofa) -> pd.DataFrame:
     wide["time"] = pd.Series(wide["time"]).astype(UTC_US)
     if how.intubated_gcs == "normal":
         rows = wide[["encounter_id", "time"]].rename(columns={"time": "prediction_time"})
-        ventilated = build(events, rows, [Window(SUPPORT, "last", STAY_US)])[:, 0] == 1
-        wide.loc[ventilated & (wide["gcs_verbal"] == 1), "total"] = 15.0
+        wide.loc[_ventilated(events, rows) & (wide["gcs_verbal"] == 1), "total"] = 15.0
     wide = wide[wide["total"].notna()]
     totals = _facts(wide["encounter_id"], wide["time"], "gcs_total", wide["total"].to_numpy("float64"))
     return pd.concat([events[events["concept"] != "gcs_total"], totals], ignore_index=True)
+
+
+def _ventilated(events: pd.DataFrame, rows: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """On a ventilator at these instants: told so, or by its settings where nobody ever tells, as in ``sofa_full``."""
+    last, told, since = build(
+        events,
+        rows,
+        [
+            Window(SUPPORT, "last", STAY_US),
+            Window(SUPPORT, "count", STAY_US),
+            Window(SETTING, "hours_since_last", STAY_US),
+        ],
+    ).T
+    ventilated: npt.NDArray[np.bool_] = (last == 1) | ((told == 0) & (since <= 8))
+    return ventilated
 
 
 def _with_rates(events: pd.DataFrame, how: Sofa) -> pd.DataFrame:

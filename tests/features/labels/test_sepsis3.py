@@ -294,6 +294,8 @@ def test_silence_of_a_tube_may_count_as_normal(sofa: Callable[..., Any]) -> None
     story = "invasive_ventilation@1=1 gcs_eye@2=1 gcs_verbal@2=1 gcs_motor@2=4"
     assert sofa(story, part="nervous_system")[2] == 3
     assert sofa(story, part="nervous_system", intubated_gcs="normal")[2] == 0
+    by_settings = story.replace("invasive_ventilation@1=1", "peep@1=5")
+    assert sofa(by_settings, part="nervous_system", intubated_gcs="normal")[2] == 0
     breathing = story.replace("invasive_ventilation@1=1 ", "")
     assert sofa(breathing, part="nervous_system", intubated_gcs="normal")[2] == 3
 
