@@ -158,7 +158,7 @@ def test_rules_are_written_in_words(tmp_path: Path) -> None:
 def test_a_list_that_is_none_is_told(tmp_path: Path) -> None:
     path = tmp_path / "asked.parquet"
     pq.write_table(pa.table({"encounter_id": ["a"], "prediction_time": ["noon"]}), path)
-    with pytest.raises(DataError, match="is string. Write timestamps"):
+    with pytest.raises(DataError, match=r"is string\. Write timestamps"):
         Listed(path)
     pq.write_table(pa.table({"encounter_id": ["a", None], "prediction_time": [at(1), at(2)]}), path)
     with pytest.raises(DataError, match="1 empty cells"):
