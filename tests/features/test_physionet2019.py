@@ -15,7 +15,8 @@ from features.clock import UTC_US
 from features.errors import DataError
 from features.events import ENCOUNTER_COLUMNS, validate
 from features.labels.physionet2019 import read_labels
-from features.sources.physionet2019 import Chunk, read
+from features.sources.batch import ReadAccount
+from features.sources.physionet2019 import Chunk, batches, read
 
 
 def story() -> pd.DataFrame:
@@ -240,3 +241,29 @@ def test_a_file_cut_short_is_named_with_its_remedy(write):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         chunks(path)
+
+
+def test_batches_give_the_measured_cells_and_count_the_empty_hours(write) -> None:
+    table = story()
+    table.loc[1, ["HR", "Temp"]] = np.nan
+    account, said = ReadAccount(), []
+    found = list(batches(write(table), account, say=said.append))
+    events = pd.concat([b.events for b in found])
+    assert sorted(events["code"].astype(str)) == ["PHYSIONET2019//HR"] * 4 + ["PHYSIONET2019//Lactate"]
+    assert pd.concat([b.encounters for b in found])["encounter_id"].tolist() == ["p000001", "p100002"]
+    assert dict(account.left) == {("hours", "nothing_measured"): 1}
+    assert (account.rows["hours"], account.events["hours"], sum(said)) == (5, 5, 5)
+    assert any("EtCO2" in note for note in account.notes)
+
+
+@pytest.mark.data
+def test_batches_give_what_read_gives(data_dir: Path) -> None:
+    path = data_dir / "physionet2019" / "setB.parquet"
+    account = ReadAccount()
+    events = encounters = 0
+    for batch in batches(path, account):
+        events, encounters = events + len(batch.events), encounters + len(batch.encounters)
+    chunks_ = list(read(path))
+    measured = sum(int((c.events["source_id"] != "encounter").sum()) for c in chunks_)
+    assert (events, encounters) == (measured, sum(len(c.encounters) for c in chunks_))
+    assert account.rows["hours"] == sum(len(c.rows) for c in chunks_)
