@@ -1,7 +1,8 @@
 """Code to concept, unit to canonical unit, plausibility; with an account of everything set aside.
 
 What a row becomes depends on that row and the tables alone, so one event at the bedside and ten million from an archive
-are cleaned alike.
+are cleaned alike. Facts that contradict each other need one another to be judged, so :func:`contradictions` is a step
+of its own, for whoever holds whole instants.
 """
 
 from __future__ import annotations
@@ -18,13 +19,22 @@ from features.clock import UTC_US
 from features.concepts import loader
 from features.errors import DataError
 
-REASONS: Final = ("unknown_concept", "unit_unknown", "not_a_number", "impossible_value")
+REASONS: Final = (
+    "unknown_concept", "left_out", "unit_unknown", "not_a_number", "sentinel", "misfiled", "impossible_value",
+)  # fmt: skip
+_SAID: Final = pd.Index(REASONS, dtype="str")
+UNMAPPED: Final = ("unknown_concept", "left_out")
+CONTRADICTION: Final = "contradiction"
 
 REMEDIES: Final[dict[str, str]] = {
     "unknown_concept": "code: in no table of concepts/codes. Add a row, or send the concept itself: WARDCAST//concept.",
+    "left_out": "code: known and not used, left_out.csv says why. Send the fact, not its copy or an alarm limit.",
     "unit_unknown": "unit: no conversion in units.csv for this concept. Send UCUM, or add a conversion row.",
     "not_a_number": "value: not a finite number. Send a number, or a word listed in texts.csv.",
+    "sentinel": "value: a number that stands for no value (sentinels.csv). Send no value.",
+    "misfiled": "value: can only belong to another concept (misfiled.csv). Send it under that one's code.",
     "impossible_value": "value: outside the range in concepts.csv. Check the value and its unit.",
+    CONTRADICTION: "value: contradicts another fact of the same instant (orders.csv). Check both.",
 }
 """The field at fault and the cure, by reason."""
 
@@ -35,7 +45,9 @@ class Account:
 
     ``set_aside`` has one row for each event that cannot be used: ``position`` (row number in the input) and
     ``reason``. ``mapped`` counts events with a concept, ``converted`` those whose unit was changed, ``repaired`` those
-    read by a rule of repairs.csv, ``reasons`` the events set aside by reason.
+    read by a rule of repairs.csv, ``reasons`` the events set aside by reason. ``by_code`` says the same of each
+    (code, concept): ``read``, ``converted``, ``repaired``, and events set aside by reason, each where it is not zero;
+    the concept is empty for a code that is not mapped. Rows kept without a concept stand among the set aside too.
     """
 
     read: int
@@ -44,27 +56,45 @@ class Account:
     repaired: int
     set_aside: pd.DataFrame
     reasons: dict[str, int]
+    by_code: dict[tuple[str, str], dict[str, int]]
+
+    def table(self) -> pd.DataFrame:
+        """``by_code`` as a table, most read first: code, concept, read, converted, repaired and every reason."""
+        counts = ["read", "converted", "repaired", *REASONS]
+        rows = [[*key, *(n.get(c, 0) for c in counts)] for key, n in self.by_code.items()]
+        made = pd.DataFrame(rows, columns=["code", "concept", *counts])
+        return made.sort_values(["read", "code"], ascending=[False, True], ignore_index=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """What the tables say of one (code, unit, unit stated?) combination."""
+    """What the tables say of one (code, unit, the source's concept) combination.
 
+    ``fault`` is the position in ``REASONS`` of what is wrong with any such row, -1 for nothing. ``misfiled`` is a
+    range of canonical values. ``never`` are raw values that mean none, ``marks`` such that do where impossible.
+    """
+
+    code: str
     concept: int
-    known_unit: bool
+    fault: int
     factor: float
     offset: float
     low: float
     high: float
     repair: tuple[float, float, float, float]
+    misfiled: tuple[float, float]
+    never: frozenset[float]
+    marks: frozenset[float]
 
 
 _NOTHING: Final = (np.inf, -np.inf, 1.0, 0.0)
+_NOWHERE: Final = (np.inf, -np.inf)
+_NONE: Final[frozenset[float]] = frozenset()
 Codes = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
 
 
-def clean(events: pd.DataFrame) -> tuple[pd.DataFrame, Account]:
+def clean(events: pd.DataFrame, keep_unmapped: bool = False) -> tuple[pd.DataFrame, Account]:
     """Map, convert and check events.
 
     Parameters
@@ -72,6 +102,9 @@ def clean(events: pd.DataFrame) -> tuple[pd.DataFrame, Account]:
     events : DataFrame of canonical events
         ``code`` decides the concept; where the code is unknown, a known ``concept`` that the source filled in is kept.
         An empty unit means the unit in codes/*.csv. String columns may be categoricals.
+    keep_unmapped : bool
+        Keep rows that no table maps, with an empty concept, their value and unit as the source wrote them. They are
+        counted among the set aside all the same, since nothing can use them yet.
 
     Returns
     -------
@@ -87,30 +120,72 @@ def clean(events: pd.DataFrame) -> tuple[pd.DataFrame, Account]:
         A column is missing, or ``numeric_value`` holds something other than numbers.
     """
     _check(events)
-    names, units = _vocabulary()
     pair, pairs = _pairs(events)
     concept = np.array([p.concept for p in pairs], dtype=np.int64)[pair]
-    value, repaired = _values(events, pair, pairs, concept)
-    reason = _reasons(events, value, pair, pairs)
-    changed = np.array([p.factor != 1.0 or p.offset != 0.0 for p in pairs], dtype=bool)[pair]
-    keep = np.flatnonzero(reason < 0)
-    aside = np.flatnonzero(reason >= 0)
-    account = Account(
-        read=len(events),
-        mapped=int((concept >= 0).sum()),
-        converted=int(changed[keep].sum()),
-        repaired=int(repaired[keep].sum()),
-        set_aside=pd.DataFrame({"position": aside, "reason": [REASONS[r] for r in reason[aside]]}),
-        reasons={r: n for k, r in enumerate(REASONS) if (n := int((reason == k).sum()))},
-    )
-    kept = events if aside.size == 0 else events.take(keep)
-    unit_of = np.array([units.get_loc(loader.concepts()[n].unit) for n in names], dtype=np.int64)
+    raw = _spoken(events, events["numeric_value"].to_numpy(dtype=np.float64, na_value=np.nan), concept)
+    value, repaired = _values(raw, pair, pairs)
+    reason = _reasons(events, raw, value, pair, pairs)
+    account = _account(reason, repaired, pair, pairs)
+    usable = reason < 0
+    if keep_unmapped:
+        usable |= np.isin(reason, [REASONS.index(r) for r in UNMAPPED]) & ~np.isinf(raw)
+    keep = np.flatnonzero(usable)
+    kept = events if keep.size == reason.size else events.take(keep)
+    names = _vocabulary()[0]
     columns: dict[str, Any] = {
         "concept": pd.Categorical.from_codes(concept[keep], categories=names),
         "numeric_value": value[keep],
-        "unit": pd.Categorical.from_codes(unit_of[concept[keep]], categories=units),
+        "unit": _units(kept["unit"], concept[keep]),
     }
     return kept.reset_index(drop=True).assign(**columns), account
+
+
+def contradictions(events: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Set aside cleaned facts of one instant that cannot all be true: a mean pressure above the systolic one.
+
+    Parameters
+    ----------
+    events : DataFrame of cleaned events
+        Whole instants: all facts of an encounter with one ``time`` and one ``available_time``. Facts that became
+        visible together are judged together, so a batch of any size and the bedside agree, whoever calls this.
+
+    Returns
+    -------
+    events : DataFrame
+        Without the facts that a row of orders.csv contradicts, index 0..n-1. Where several facts of a concept share an
+        instant (cuff and catheter), only what no pairing of them could explain is contradictory: the lowest ``lower``
+        above the highest ``upper``. Rows with status ``deleted``, and rows without a concept, say nothing.
+    set_aside : DataFrame
+        ``position`` in the input and ``reason``, always ``contradiction``.
+    """
+    wrong = np.zeros(len(events), np.bool_)
+    code, labels = _factorize(events["concept"])
+    status, statuses = _factorize(events["status"])
+    stands = np.array([s != "deleted" for s in statuses])[status]
+    paired = {c for pair in loader.orders() for c in pair}
+    rows = np.flatnonzero(np.array([c in paired for c in labels])[code] & stands)
+    if rows.size:
+        wrong[rows] = _contradictory(events.take(rows), np.array(labels, dtype=object)[code[rows]])
+    aside = np.flatnonzero(wrong)
+    kept = events.take(np.flatnonzero(~wrong)) if aside.size else events
+    return kept.reset_index(drop=True), pd.DataFrame({"position": aside, "reason": CONTRADICTION})
+
+
+def _contradictory(events: pd.DataFrame, concept: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which of these facts some order contradicts at their instant."""
+    instant = events.groupby(
+        ["encounter_id", "time", "available_time"], observed=True, dropna=False, sort=False
+    )
+    place = instant.ngroup().to_numpy()
+    value = events["numeric_value"].to_numpy(dtype=np.float64)
+    wrong = np.zeros(len(events), np.bool_)
+    for lower, upper in loader.orders():
+        least, most = np.full(place.max() + 1, np.inf), np.full(place.max() + 1, -np.inf)
+        np.minimum.at(least, place[concept == lower], value[concept == lower])
+        np.maximum.at(most, place[concept == upper], value[concept == upper])
+        broken = (least > most) & np.isfinite(least) & np.isfinite(most)
+        wrong |= broken[place] & ((concept == lower) | (concept == upper))
+    return wrong
 
 
 def fill_available_time(events: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -198,23 +273,27 @@ def _pair(code: str, unit: str, given: str) -> _Pair:
     names = {c: k for k, c in enumerate(loader.concepts())}
     row = loader.codes().get(code)
     concept = row.concept if row else given
-    if concept not in loader.concepts():
-        return _Pair(-1, False, 1.0, 0.0, -np.inf, np.inf, _NOTHING)
+    if concept not in loader.concepts() or (code in loader.left_out() and not row):
+        fault = REASONS.index("left_out" if code in loader.left_out() else "unknown_concept")
+        return _Pair(code, -1, fault, 1.0, 0.0, -np.inf, np.inf, _NOTHING, _NOWHERE, _NONE, _NONE)
     about = loader.concepts()[concept]
     assumed = row.unit if row else about.unit
     known = loader.conversion(concept, unit or assumed)
     factor, offset = known or (1.0, 0.0)
     rule = None if unit else loader.repairs().get((concept, assumed))
     repair = (rule.low, rule.high, rule.factor, rule.offset) if rule else _NOTHING
-    return _Pair(names[concept], known is not None, factor, offset, about.low, about.high, repair)
+    other = loader.misfiled().get(concept)
+    misfiled = (other.low, other.high) if other else _NOWHERE
+    fault = -1 if known else REASONS.index("unit_unknown")
+    system, _, local = code.partition("//")
+    never, mark = (loader.sentinels().get(key, _NONE) for key in ((system, local), (system, "")))
+    mark |= loader.sentinels().get(("", ""), _NONE)
+    low, high = about.low, about.high
+    return _Pair(code, names[concept], fault, factor, offset, low, high, repair, misfiled, never, mark)
 
 
-def _values(
-    events: pd.DataFrame, pair: Codes, pairs: list[_Pair], concept: Codes
-) -> tuple[Values, npt.NDArray[np.bool_]]:
+def _values(raw: Values, pair: Codes, pairs: list[_Pair]) -> tuple[Values, npt.NDArray[np.bool_]]:
     """Canonical values, and which of them a repair rule read."""
-    raw = events["numeric_value"].to_numpy(dtype=np.float64, na_value=np.nan)
-    raw = _spoken(events, raw, concept)
     rule = np.array([p.repair for p in pairs], dtype=np.float64).reshape(-1, 4)
     repaired = np.zeros(raw.size, np.bool_)
     if (rule[:, 0] <= rule[:, 1]).any():
@@ -240,16 +319,78 @@ def _spoken(events: pd.DataFrame, raw: Values, concept: Codes) -> Values:
     return out
 
 
-def _reasons(events: pd.DataFrame, value: Values, pair: Codes, pairs: list[_Pair]) -> npt.NDArray[np.int8]:
+def _units(written: pd.Series, concept: Codes) -> pd.Categorical[Any]:
+    """The canonical unit of each row with a concept; as written where there is none."""
+    names, units = _vocabulary()
+    unit_of = np.array([units.get_loc(loader.concepts()[n].unit) for n in names], dtype=np.int64)
+    code = unit_of[concept]
+    unmapped = concept < 0
+    if unmapped.any():
+        said, labels = _factorize(written[unmapped])
+        units = units.append(
+            pd.Index([u for u in dict.fromkeys(labels) if u and u not in units], dtype=units.dtype)
+        )
+        code[unmapped] = units.get_indexer(pd.Index(labels))[said]
+    return pd.Categorical.from_codes(code, categories=units)
+
+
+def _reasons(
+    events: pd.DataFrame, raw: Values, value: Values, pair: Codes, pairs: list[_Pair]
+) -> npt.NDArray[np.int8]:
     """Position in ``REASONS`` of the first thing wrong with each row, -1 when nothing is."""
     low, high = np.array([p.low for p in pairs]), np.array([p.high for p in pairs])
     reason = np.full(value.size, -1, np.int8)
     status, statuses = _factorize(events["status"])
-    stands = np.array([s != "deleted" for s in statuses])[status]
-    reason[stands & ((value < low[pair]) | (value > high[pair]))] = REASONS.index("impossible_value")
+    stands = np.array([s != "deleted" for s in statuses], dtype=bool)[status]
+    outside = np.flatnonzero(stands & ((value < low[pair]) | (value > high[pair])))
+    reason[outside] = _impossible(raw[outside], value[outside], pair[outside], pairs)
+    for k, known in enumerate(pairs):
+        if known.never:
+            reason[stands & (pair == k) & np.isin(raw, list(known.never))] = REASONS.index("sentinel")
     reason[stands & ~np.isfinite(value)] = REASONS.index("not_a_number")
-    bad_unit = np.array([not p.known_unit for p in pairs], dtype=bool)
-    reason[stands & bad_unit[pair]] = REASONS.index("unit_unknown")
-    lost = np.array([p.concept < 0 for p in pairs], dtype=bool)
-    reason[lost[pair]] = REASONS.index("unknown_concept")
+    fault = np.array([p.fault for p in pairs], dtype=np.int8)
+    if (fault >= 0).any():
+        lost = np.array([p.concept < 0 for p in pairs], dtype=bool)
+        rows = np.flatnonzero((fault >= 0)[pair])
+        rows = rows[stands[rows] | lost[pair[rows]]]
+        reason[rows] = fault[pair[rows]]
     return reason
+
+
+def _impossible(raw: Values, value: Values, pair: Codes, pairs: list[_Pair]) -> npt.NDArray[np.int8]:
+    """Why values outside their range lie there."""
+    low, high = np.array([p.misfiled for p in pairs], dtype=np.float64).reshape(-1, 2)[pair].T
+    reason = np.full(value.size, REASONS.index("impossible_value"), np.int8)
+    reason[(value >= low) & (value < high)] = REASONS.index("misfiled")
+    for marks in {p.marks for p in pairs}:
+        alike = np.array([p.marks == marks for p in pairs])[pair]
+        reason[alike & np.isin(raw, list(marks))] = REASONS.index("sentinel")
+    return reason
+
+
+def _account(
+    reason: npt.NDArray[np.int8], repaired: npt.NDArray[np.bool_], pair: Codes, pairs: list[_Pair]
+) -> Account:
+    """What was done, in all and by code."""
+    n, kinds = len(pairs), len(REASONS)
+    aside = np.flatnonzero(reason >= 0)
+    met = np.bincount(pair, minlength=n)
+    lost = np.bincount(reason[aside] * np.int64(n) + pair[aside], minlength=n * kinds).reshape(kinds, n)
+    mended = np.bincount(pair[repaired & (reason < 0)] if repaired.any() else pair[:0], minlength=n)
+    changed = np.where([p.factor != 1.0 or p.offset != 0.0 for p in pairs], met - lost.sum(axis=0), 0)
+    by_code: dict[tuple[str, str], dict[str, int]] = {}
+    names = [*_vocabulary()[0], ""]
+    for k, known in enumerate(pairs):
+        counts = by_code.setdefault((known.code, names[known.concept]), {})
+        found = {"read": met[k], "converted": changed[k], "repaired": mended[k]}
+        found |= dict(zip(REASONS, lost[:, k], strict=True))
+        counts.update({name: counts.get(name, 0) + int(seen) for name, seen in found.items() if seen})
+    return Account(
+        read=int(reason.size),
+        mapped=int(sum(seen for seen, p in zip(met, pairs, strict=True) if p.concept >= 0)),
+        converted=int(changed.sum()),
+        repaired=int(mended.sum()),
+        set_aside=pd.DataFrame({"position": aside, "reason": _SAID.take(reason[aside])}),
+        reasons={r: int(seen) for r, seen in zip(REASONS, lost.sum(axis=1), strict=True) if seen},
+        by_code=by_code,
+    )

@@ -1,8 +1,10 @@
 """Reads the concept tables once, and refuses them when they contradict themselves.
 
 Tables and their keys: ``concepts.csv`` (concept), ``codes/*.csv`` (one file a vocabulary: system, code), ``units.csv``
-(concept or any, from_unit), ``repairs.csv`` (what a number without a unit can only mean), ``texts.csv`` (words that
-stand for a number) and ``scores/*.csv`` (bands of the clinical scores). Every row names its source.
+(concept or any, from_unit), ``repairs.csv`` (what a number without a unit can only mean), ``sentinels.csv`` (numbers
+that mean "no value"), ``misfiled.csv`` (values that can only belong to another concept), ``orders.csv`` (which of two
+facts of one instant cannot be the larger), ``left_out.csv`` (codes known and deliberately not used), ``texts.csv``
+(words that stand for a number) and ``scores/*.csv`` (bands of the clinical scores). Every row names its source.
 
 ``available_after_min`` is the declared policy for sources that do not say when a fact became visible: vitals, therapy
 and demographics at charting (0), gas analysis and point-of-care meters after 15 minutes, the central laboratory after
@@ -76,6 +78,29 @@ class Condition:
     statistic: str
     relation: str
     value: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A code that is known and not used: a copy of another fact, an alarm limit, another quantity."""
+
+    system: str
+    code: str
+    display: str
+    concept: str
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Misfiled:
+    """Values of a concept from ``low`` up to, not including, ``high`` that can only be the concept ``means``."""
+
+    concept: str
+    low: float
+    high: float
+    means: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +222,71 @@ def repairs() -> dict[tuple[str, str], Repair]:
         rule = Repair(row["concept"], row["assumed_unit"], low, high, factor, offset, row["source"])
         table[rule.concept, rule.assumed_unit] = rule
     return table
+
+
+@cache
+def left_out() -> dict[str, LeftOut]:
+    """Codes by ``SYSTEM//code`` that are known and deliberately not used, each near the concept it may be taken for."""
+    table: dict[str, LeftOut] = {}
+    for row in _rows("left_out.csv"):
+        key = f"{row['system']}//{row['code']}"
+        if key in table or key in codes():
+            raise SpecError(f"left_out.csv: {key} stands twice, or in codes as well. Keep one row.")
+        if row["concept"] not in concepts() or not row["reason"]:
+            raise SpecError(
+                f"left_out.csv: {key} needs a known concept and a reason, has {row['concept']!r}."
+            )
+        table[key] = LeftOut(**row)
+    return table
+
+
+@cache
+def sentinels() -> dict[tuple[str, str], frozenset[float]]:
+    """Numbers that mean "no value" by (system, code): of one code, wherever they lie; of all codes of a system
+    (code empty) and of all systems (both empty), where they lie outside the plausible range.
+    """
+    table: dict[tuple[str, str], set[float]] = {}
+    systems = {row.system for row in codes().values()}
+    for row in _rows("sentinels.csv"):
+        key = row["system"], row["code"]
+        value = _number(row, "value", f"sentinels.csv: {'//'.join(key)}")
+        known = "//".join(key) in codes() if row["code"] else row["system"] in systems | {""}
+        if not known:
+            raise SpecError(f"sentinels.csv: {'//'.join(key)} is in no table of codes. Add it there.")
+        if value in table.setdefault(key, set()):
+            raise SpecError(f"sentinels.csv: {value:g} of {key} stands twice. Keep one row.")
+        table[key].add(value)
+    return {key: frozenset(values) for key, values in table.items()}
+
+
+@cache
+def misfiled() -> dict[str, Misfiled]:
+    """By concept, the values below or above its plausible range that can only belong to another concept."""
+    table: dict[str, Misfiled] = {}
+    for row in _rows("misfiled.csv"):
+        where = f"misfiled.csv: {row['concept']}"
+        low, high = _number(row, "low", where), _number(row, "high", where)
+        if row["concept"] in table or not {row["concept"], row["means"]} <= set(concepts()):
+            raise SpecError(f"{where} and {row['means']!r} must be concepts, with one row each.")
+        about = concepts()[row["concept"]]
+        if not low < high or (high > about.low and low <= about.high):
+            raise SpecError(
+                f"{where} from {low:g} to {high:g} must rise and lie outside the plausible range."
+            )
+        table[row["concept"]] = Misfiled(row["concept"], low, high, row["means"], row["source"])
+    return table
+
+
+@cache
+def orders() -> tuple[tuple[str, str], ...]:
+    """Pairs of concepts whose facts of one instant contradict each other when the first is larger than the second."""
+    pairs = tuple((row["lower"], row["upper"]) for row in _rows("orders.csv"))
+    for pair in pairs:
+        if pairs.count(pair) > 1 or len({concepts()[c].unit for c in pair if c in concepts()} | {*pair}) != 3:
+            raise SpecError(
+                f"orders.csv: {pair[0]} and {pair[1]} must be two concepts of one unit, in one row."
+            )
+    return pairs
 
 
 @cache

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.clean import REASONS, REMEDIES, clean, fill_available_time
+from features.clean import CONTRADICTION, REASONS, REMEDIES, clean, contradictions, fill_available_time
 from features.clock import UTC_US
 from features.concepts import loader
 from features.errors import DataError
@@ -60,11 +60,20 @@ def test_lactate_of_physionet_is_in_mmol(tell: Tell) -> None:
         ({"code": "LOINC//8867-4"}, "not_a_number"),
         ({"code": "LOINC//8867-4", "value": "inf"}, "not_a_number"),
         ({"code": "LOINC//8867-4", "value": 301}, "impossible_value"),
-        ({"code": "LOINC//8867-4", "value": -1}, "impossible_value"),
+        ({"code": "LOINC//8867-4", "value": -2}, "impossible_value"),
+        ({"code": "LOINC//8867-4", "value": -1}, "sentinel"),
+        ({"code": "LOINC//8867-4", "value": 999}, "impossible_value"),
+        ({"code": "CLIF//heart_rate", "value": 999}, "sentinel"),
+        ({"code": "LOINC//2823-3", "value": 9999999}, "sentinel"),
+        ({"code": "PHYSIONET2012//Weight", "value": -1}, "sentinel"),
+        ({"code": "MIMIC_CHART//1535", "value": 4.1}, "left_out"),
+        ({"code": "MIMIC_CHART//1535", "value": 4.1, "concept": "potassium"}, "left_out"),
         ({"code": "PHYSIONET2019//FiO2", "value": 4000}, "impossible_value"),
         ({"code": "PHYSIONET2019//FiO2", "value": -50}, "impossible_value"),
         ({"code": "PHYSIONET2019//Temp", "value": 50}, "impossible_value"),
-        ({"code": "PHYSIONET2019//Calcium", "value": 1.1}, "impossible_value"),
+        ({"code": "PHYSIONET2019//Calcium", "value": 1.1}, "misfiled"),
+        ({"code": "LOINC//17861-6", "value": 1.1, "unit": "mg/dL"}, "misfiled"),
+        ({"code": "PHYSIONET2019//Calcium", "value": 0.2}, "impossible_value"),
     ],
 )
 def test_what_cannot_be_used_is_set_aside_with_its_reason(
@@ -72,6 +81,19 @@ def test_what_cannot_be_used_is_set_aside_with_its_reason(
 ) -> None:
     assert one(tell, **row) == reason
     assert reason in REMEDIES
+
+
+@pytest.mark.parametrize(
+    ("code", "value"),
+    [("LOINC//1925-7", -1), ("LOINC//777-3", 999), ("LOINC//2276-4", 9999), ("PHYSIONET2019//Calcium", 3)],
+)
+def test_a_number_that_may_be_meant_stays(tell: Tell, code: str, value: float) -> None:
+    assert one(tell, code=code, value=value)[1] == value
+
+
+def test_a_ph_without_its_point_is_read_only_where_no_unit_is_stated(tell: Tell) -> None:
+    assert one(tell, code="PHYSIONET2012//pH", value=735) == ("ph", pytest.approx(7.35), "[pH]")
+    assert one(tell, code="PHYSIONET2012//pH", value=735, unit="[pH]") == "impossible_value"
 
 
 @pytest.mark.parametrize("value", [0, 300])
@@ -112,7 +134,7 @@ def test_the_account_adds_up_and_gives_positions(tell: Tell) -> None:
             {"time": 0, "code": "LOINC//8867-4", "value": 80},
             {"time": 0, "code": "LOCAL//17", "value": 80},
             {"time": 0, "code": "LOINC//8310-5", "value": 98.6, "unit": "[degF]"},
-            {"time": 0, "code": "LOINC//8867-4", "value": 999},
+            {"time": 0, "code": "LOINC//8867-4", "value": 9999},
             {"time": 0, "code": "WARDCAST//fio2", "value": 40},
         ]
     )
@@ -121,12 +143,145 @@ def test_the_account_adds_up_and_gives_positions(tell: Tell) -> None:
     assert (account.read, account.mapped, account.converted, account.repaired) == (5, 4, 1, 1)
     assert account.set_aside.to_dict("list") == {
         "position": [1, 3],
-        "reason": ["unknown_concept", "impossible_value"],
+        "reason": ["unknown_concept", "sentinel"],
     }
-    assert account.reasons == {"unknown_concept": 1, "impossible_value": 1}
+    assert account.reasons == {"unknown_concept": 1, "sentinel": 1}
     assert len(usable) + len(account.set_aside) == account.read
     assert usable.index.tolist() == [0, 1, 2]
     assert list(usable.columns) == list(events.columns)
+
+
+def test_the_account_says_the_same_of_each_code(tell: Tell) -> None:
+    events = tell(
+        [
+            {"time": 0, "code": "LOINC//8867-4", "value": 80},
+            {"time": 0, "code": "LOINC//8867-4", "value": 80, "unit": "bpm"},
+            {"time": 0, "code": "LOINC//8867-4", "value": 301},
+            {"time": 0, "code": "LOINC//8867-4", "value": 80, "unit": "mm[Hg]"},
+            {"time": 0, "code": "LOINC//8310-5", "value": 98.6, "unit": "[degF]"},
+            {"time": 0, "code": "LOINC//8310-5", "value": 98.6},
+            {"time": 0, "code": "LOCAL//17", "value": 80},
+            {"time": 0, "code": "MIMIC_CHART//1535", "value": 4.1},
+        ]
+    )
+    events["concept"] = None
+    _, account = clean(events)
+    assert account.by_code == {
+        ("LOINC//8867-4", "heart_rate"): {"read": 4, "impossible_value": 1, "unit_unknown": 1},
+        ("LOINC//8310-5", "temperature"): {"read": 2, "converted": 1, "repaired": 1},
+        ("LOCAL//17", ""): {"read": 1, "unknown_concept": 1},
+        ("MIMIC_CHART//1535", ""): {"read": 1, "left_out": 1},
+    }
+    table = account.table()
+    assert table["code"].tolist() == ["LOINC//8867-4", "LOINC//8310-5", "LOCAL//17", "MIMIC_CHART//1535"]
+    assert table["read"].sum() == account.read
+    assert {r: int(table[r].sum()) for r in REASONS if table[r].any()} == account.reasons
+    assert (table["converted"].sum(), table["repaired"].sum()) == (account.converted, account.repaired)
+
+
+def test_what_nobody_maps_can_be_kept_as_it_was_written(tell: Tell) -> None:
+    events = tell(
+        [
+            {"time": 0, "code": "LOCAL//17", "concept": None, "value": 80, "unit": "furlong", "text": "x"},
+            {"time": 1, "code": "LOINC//8310-5", "concept": None, "value": 98.6, "unit": "[degF]"},
+            {"time": 2, "code": "MIMIC_CHART//1535", "concept": None, "value": 4.1, "unit": "mEq/L"},
+            {"time": 3, "code": "LOCAL//18", "concept": "gibberish", "text": "only words"},
+            {"time": 4, "code": "LOCAL//17", "concept": None, "value": "inf"},
+            {"time": 5, "code": "LOINC//8867-4", "concept": None, "value": 9999},
+        ]
+    )
+    kept, account = clean(events, keep_unmapped=True)
+    assert kept["code"].tolist() == ["LOCAL//17", "LOINC//8310-5", "MIMIC_CHART//1535", "LOCAL//18"]
+    assert kept["concept"].isna().tolist() == [True, False, True, True]
+    assert kept["numeric_value"].tolist()[:3] == [80, pytest.approx(37.0), 4.1]
+    assert kept["unit"].astype(object).where(kept["unit"].notna(), None).tolist() == [
+        "furlong", "Cel", "mEq/L", None,
+    ]  # fmt: skip
+    assert account.reasons == {"unknown_concept": 3, "left_out": 1, "sentinel": 1}
+    assert account.read == 6
+    usable, same = clean(events)
+    assert usable["code"].tolist() == ["LOINC//8310-5"]
+    assert same.by_code == account.by_code
+    again, _ = clean(kept, keep_unmapped=True)
+    pd.testing.assert_frame_equal(again, kept)
+
+
+def instant(tell: Tell, **values: float) -> pd.DataFrame:
+    """One reading of the blood pressure."""
+    return tell([{"time": 0, "concept": c, "value": v} for c, v in values.items()])
+
+
+def test_a_mean_above_the_systolic_pressure_sets_both_aside(tell: Tell) -> None:
+    kept, aside = contradictions(instant(tell, sbp=90, map=110, dbp=60, heart_rate=80))
+    assert kept["concept"].tolist() == ["dbp", "heart_rate"]
+    assert aside.to_dict("list") == {"position": [0, 1], "reason": [CONTRADICTION] * 2}
+    assert CONTRADICTION in REMEDIES
+
+
+def test_pressures_that_agree_or_are_equal_stay(tell: Tell) -> None:
+    for values in ({"sbp": 90, "map": 90, "dbp": 90}, {"sbp": 120, "dbp": 80}, {"map": 110}):
+        kept, aside = contradictions(instant(tell, **values))
+        assert (len(kept), len(aside)) == (len(values), 0)
+
+
+def test_two_instants_two_patients_and_two_news_do_not_contradict_each_other(tell: Tell) -> None:
+    apart = tell(
+        [
+            {"time": 0, "concept": "sbp", "value": 90},
+            {"time": 1, "concept": "map", "value": 110},
+            {"time": 0, "concept": "map", "value": 110, "encounter_id": "other"},
+            {"time": 0, "concept": "map", "value": 110, "available": 2},
+            {"time": 0, "concept": "map", "value": 110, "status": "deleted"},
+        ]
+    )
+    assert len(contradictions(apart)[1]) == 0
+
+
+def test_cuff_and_catheter_are_no_contradiction_while_one_pairing_explains_them(tell: Tell) -> None:
+    both = [
+        {"concept": "sbp", "value": 90},
+        {"concept": "sbp", "value": 120},
+        {"concept": "map", "value": 100},
+    ]
+    assert len(contradictions(tell([{"time": 0, **r} for r in both]))[1]) == 0
+    assert len(contradictions(tell([{"time": 0, **r} for r in [*both[:1], both[2]]]))[1]) == 2
+
+
+pressure = st.fixed_dictionaries(
+    {
+        "time": st.integers(0, 2),
+        "concept": st.sampled_from(["sbp", "map", "dbp", "bilirubin_total", "bilirubin_direct", "ph"]),
+        "value": st.sampled_from([0.5, 1.0, 60.0, 90.0, 120.0]),
+        "encounter_id": st.sampled_from(["a", "b"]),
+        "available": st.integers(2, 3),
+        "status": st.sampled_from(["final", "deleted"]),
+    }
+)
+
+
+@given(st.lists(pressure, max_size=12))
+def test_contradictions_are_those_of_a_slow_loop_whatever_the_batches(
+    tell: Tell, rows: list[dict[str, Any]]
+) -> None:
+    events = tell(rows)
+    key = events[["encounter_id", "time", "available_time"]].apply(tuple, axis=1).tolist()
+    stands = (events["status"] != "deleted").tolist()
+    said = list(zip(key, events["concept"], events["numeric_value"], stands, strict=True))
+    wrong = set()
+    for lower, upper in loader.orders():
+        for k in set(key):
+            low = [v for at, c, v, s in said if s and at == k and c == lower]
+            high = [v for at, c, v, s in said if s and at == k and c == upper]
+            if low and high and min(low) > max(high):
+                wrong |= {n for n, (at, c, _, s) in enumerate(said) if s and at == k and c in (lower, upper)}
+    kept, aside = contradictions(events)
+    assert aside["position"].tolist() == sorted(wrong)
+    assert len(kept) + len(aside) == len(events)
+    alone = [contradictions(part)[0] for _, part in events.groupby("encounter_id", sort=False)]
+    together = kept.sort_values(["encounter_id", "time"], kind="stable", ignore_index=True)
+    if alone:
+        apart = pd.concat(alone).sort_values(["encounter_id", "time"], kind="stable", ignore_index=True)
+        pd.testing.assert_frame_equal(apart, together)
 
 
 def test_who_does_not_say_when_it_was_available_gets_the_declared_delay(tell: Tell) -> None:
@@ -156,9 +311,14 @@ def test_words_in_the_number_column_are_refused_with_the_cure(tell: Tell) -> Non
         clean(events.drop(columns="unit"))
 
 
-codes = st.sampled_from([*loader.codes(), "LOCAL//17", None])
+codes = st.sampled_from([*loader.codes(), *list(loader.left_out())[:20], "LOCAL//17", None])
 units = st.sampled_from([None, "", "mmol/L", "mg/dL", "[degF]", "%", "kPa", "1", "nonsense"])
-values = st.one_of(st.floats(-60, 4000), st.just(math.nan), st.just(math.inf))
+values = st.one_of(
+    st.floats(-60, 4000),
+    st.sampled_from([-1.0, 1.1, 735.0, 999.0, 9999.0]),
+    st.just(math.nan),
+    st.just(math.inf),
+)
 row = st.fixed_dictionaries(
     {"code": codes, "unit": units, "value": values, "concept": st.sampled_from([None, "lactate"])}
 )

@@ -63,6 +63,10 @@ def rewritten(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         loader.repairs,
         loader.texts,
         loader.scores,
+        loader.left_out,
+        loader.sentinels,
+        loader.misfiled,
+        loader.orders,
         loader._units,
     )
     real = loader._rows
@@ -80,14 +84,17 @@ def rewritten(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 def read_all() -> None:
     """Every table through every check."""
-    for read in (loader.concepts, loader.codes, loader.scores, loader.repairs, loader.texts):
+    for read in (
+        loader.concepts, loader.codes, loader.scores, loader.repairs, loader.texts, loader.left_out,
+        loader.sentinels, loader.misfiled, loader.orders,
+    ):  # fmt: skip
         read()
     loader.conversion("lactate", "x")
 
 
 def test_every_table_reads() -> None:
-    assert len(loader.concepts()) >= 45
-    assert len(loader.codes()) > 150
+    assert len(loader.concepts()) >= 114
+    assert len(loader.codes()) > 1200
     assert set(loader.scores()) == {"news2", "qsofa", "sirs", "sofa", "sofa_full"}
     assert loader.repairs()
     assert loader.texts()
@@ -153,6 +160,45 @@ def test_a_unit_of_another_quantity_has_no_conversion() -> None:
     assert loader.conversion("glucose", "%") is None
 
 
+@pytest.mark.parametrize(
+    ("concept", "unit", "value", "canonical"),
+    [
+        ("ionised_calcium", "mg/dL", 4.8, 1.198),  # Tietz: 4.64 to 5.28 mg/dL = 1.16 to 1.32 mmol/L
+        ("ionised_calcium", "mEq/L", 2.4, 1.2),
+        ("ammonia", "ug/dL", 50, 29.4),  # Tietz: x 0.587
+        ("triglycerides", "mmol/L", 1.7, 150.6),  # NCEP: 150 mg/dL = 1.7 mmol/L
+        ("crp", "mg/dL", 5, 50),
+        ("d_dimer", "ug/mL", 0.5, 500),
+        ("d_dimer", "mg/L", 0.5, 500),
+        ("troponin_t", "ng/L", 14, 0.014),
+        ("norepinephrine", "mcg/kg/h", 6, 0.1),
+        ("norepinephrine", "mg/kg/h", 0.006, 0.1),
+        ("norepinephrine", "mcgkgmin", 0.1, 0.1),
+        ("vasopressin", "units/hour", 2.4, 0.04),
+        ("vasopressin", "Umin", 0.04, 0.04),
+        ("weight", "lb", 154, 69.85),
+        ("height", "inches", 70, 177.8),
+        ("temperature", "?F", 98.6, 37.0),
+        ("central_venous_pressure", "cmH2O", 13.6, 10.0),
+        ("rbc", "x10*12/L", 4.5, 4.5),
+        ("wbc", "#/uL", 8000, 8.0),
+        ("fio2", "torr", 0.5, 0.5),
+        ("minute_ventilation", "mL/min", 8000, 8.0),
+    ],
+)
+def test_the_units_that_real_data_write_convert(
+    concept: str, unit: str, value: float, canonical: float
+) -> None:
+    found = loader.conversion(concept, unit)
+    assert found is not None
+    assert value * found[0] + found[1] == pytest.approx(canonical, rel=2e-3)
+
+
+def test_a_pressure_of_the_airway_is_no_pressure_of_the_blood() -> None:
+    assert loader.conversion("peep", "mmHg") is None
+    assert loader.conversion("sbp", "cmH2O") is None
+
+
 def test_bands_rise_from_minus_infinity() -> None:
     for parts in loader.scores().values():
         for part in parts:
@@ -175,6 +221,16 @@ def test_bands_rise_from_minus_infinity() -> None:
         ("units.csv", {"to_unit": "mg/dL"}, "canonical unit"),
         ("units.csv", {"factor": "-1"}, "must be positive"),
         ("units.csv", {"from_unit": "%", "concept": "fio2", "to_unit": "1"}, "stands twice"),
+        ("left_out.csv", {}, "stands twice, or in codes"),
+        ("left_out.csv", {"code": "new", "concept": "unheard"}, "a known concept and a reason"),
+        ("left_out.csv", {"code": "new", "reason": ""}, "a known concept and a reason"),
+        ("sentinels.csv", {"value": "-1"}, "stands twice"),
+        ("sentinels.csv", {"code": "new"}, "in no table of codes"),
+        ("misfiled.csv", {"concept": "calcium"}, "with one row each"),
+        ("misfiled.csv", {"means": "unheard"}, "with one row each"),
+        ("misfiled.csv", {"high": "5"}, "outside the plausible range"),
+        ("orders.csv", {"upper": "heart_rate"}, "two concepts of one unit"),
+        ("orders.csv", {"lower": "map"}, "in one row"),
         ("scores/sirs.csv", {"from": "5"}, "beginning at -inf"),
         ("scores/sirs.csv", {"concept": "unheard"}, "Both must exist"),
         ("scores/sirs.csv", {"choice": "best"}, "first, worst"),
@@ -192,6 +248,11 @@ def test_a_careless_row_is_refused(
                       "source": "test"},
         "units.csv": {"concept": "lactate", "from_unit": "x", "to_unit": "mmol/L", "factor": "1", "offset": "0",
                       "source": "test"},
+        "left_out.csv": {"system": "MIMIC_CHART", "code": "1535", "display": "Potassium", "concept": "potassium",
+                         "reason": "copy", "source": "test"},
+        "sentinels.csv": {"system": "", "code": "", "value": "-7", "source": "test"},
+        "misfiled.csv": {"concept": "potassium", "low": "0.1", "high": "0.2", "means": "sodium", "source": "test"},
+        "orders.csv": {"lower": "etco2", "upper": "sbp", "source": "test"},
         "scores/sirs.csv": {"score": "sirs", "part": "new", "choice": "first", "concept": "map", "statistic": "last",
                             "from": "-inf", "points": "1", "source": "test"},
     }  # fmt: skip

@@ -24,7 +24,7 @@ def cohort(request: pytest.FixtureRequest, data_dir: Path) -> tuple[pd.DataFrame
     """Cleaned events and prediction times of the first patients of a hospital."""
     chunk = next(iter(physionet2019.read(data_dir / "physionet2019" / f"{request.param}.parquet", PATIENTS)))
     events, account = clean(chunk.events)
-    assert account.reasons.keys() <= {"impossible_value"}
+    assert account.reasons.keys() <= {"impossible_value", "misfiled"}
     assert account.read == len(events) + len(account.set_aside)
     return events, chunk.rows[["encounter_id", "prediction_time"]]
 
