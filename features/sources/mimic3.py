@@ -165,8 +165,8 @@ def _charted(reading: mimic.Reading, frame: pd.DataFrame, place: Ints) -> pd.Dat
     _, wanted = concepts_of(code.array)
     kg = reading.weights.at(place, micros_of(frame["charttime"]))
     rate = np.where(frame["stopped"], 0.0, frame["rate"])
-    rate, unit, weightless = weighed(rate, frame["rateuom"], wanted, kg)
     is_rate = ~np.isnan(rate) & ((wanted != "mL") | frame["amount"].isna().to_numpy())
+    rate, unit, weightless = weighed(rate, frame["rateuom"], wanted, kg)
     reading.account.leave(table, "no_weight", int((is_rate & weightless).sum()))
 
     def part(rows: Masks, value: Floats, units: pd.Series, suffix: str) -> pd.DataFrame:
