@@ -311,7 +311,10 @@ def _vitals(reading: _Reading, table: str, columns: tuple[str, ...]) -> Iterator
 
 
 def _laboratory(reading: _Reading) -> Iterator[Batch]:
-    """Events of lab; a result is visible when it was last revised, which for most is when it was first reported."""
+    """Events of lab; a result is visible when it was last revised, which for most is when it was first reported.
+
+    One in five has the same time for sample and revision: nobody said when the result came, so the policy decides.
+    """
     table = "lab"
     if not reading.has(table):
         return
@@ -328,7 +331,7 @@ def _laboratory(reading: _Reading) -> Iterator[Batch]:
             reading.stays,
             place,
             time=frame["time"],
-            available=frame["available"],
+            available=frame["available"].where(frame["available"] > frame["time"]),
             code=coded("EICU_LAB", frame["labname"]),
             value=frame["labresult"].to_numpy(),
             text=only_where(frame["labresulttext"], frame["labresult"].isna()),

@@ -374,9 +374,9 @@ def test_absent_tables_are_noted_and_needed_ones_demanded(tell, database, tell_a
 
 
 def test_malformed_tables_are_refused_with_their_cure(database, tell_all):
-    with pytest.raises(DataError, match="CHARTEVENTS.csv has no column .*charttime"):
+    with pytest.raises(DataError, match=r"CHARTEVENTS.csv has no column .*charttime"):
         tell_all("mimic3", database(base(CHARTEVENTS=[{"row_id": 1, "subject_id": 1, "hadm_id": 100}]), "a"))
-    with pytest.raises(DataError, match="Column valuenum .* holds text"):
+    with pytest.raises(DataError, match=r"Column valuenum .* holds text"):
         tell_all("mimic3", database(base(CHARTEVENTS=[chart(1, valuenum="high")]), "b"))
     with pytest.raises(DataError, match="repeats hadm_id in 1 rows"):
         tell_all("mimic3", database(base(ADMISSIONS=[admission(), admission()]), "c"))
