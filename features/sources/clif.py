@@ -24,6 +24,7 @@ from features.concepts.drugs import antimicrobial
 from features.errors import DataError
 from features.events import ENCOUNTER_COLUMNS, NAT
 from features.sources.batch import ROWS, Batch, ReadAccount, Say, quiet
+from features.sources.facts import zone
 from features.sources.infusions import Weights, weighed
 from features.sources.journeys import Journey, admissions, follow, marks
 from features.sources.stays import (
@@ -120,8 +121,9 @@ def batches(
     Raises
     ------
     DataError
-        A table or a column is missing or holds what it should not.
+        A table or a column is missing or holds what it should not, or there is no such time zone.
     """
+    zone(timezone)
     tables = Tables(path, timezone=timezone)
     tables.require("clif_patient", "clif_hospitalization")
     _note_tables(tables, account)
@@ -330,6 +332,10 @@ class _Reader:
         begun, ended = micros_of(table["admission_dttm"]), micros_of(table["discharge_dttm"])
         inside = (died != NAT) & (died >= begun) & (died <= ended)
         dead = (expired | inside) & (ended != NAT)
+        if dead.any():
+            self.account.note(
+                "Deaths in hospital are put at the end of the stay: often only their date is known."
+            )
         return marks(self.stays, np.arange(len(table)), ended, "death", source, dead)
 
     def vitals(self) -> Iterator[Batch]:
@@ -510,6 +516,9 @@ class _Reader:
                     name, frame, "recorded_dttm", f"{SYSTEM}//{name}", concept="renal_replacement", value=1.0,
                     text=unify(frame[mode]),
                 )  # fmt: skip
+                self.account.note(
+                    "When renal replacement ended is not recorded: there are only events that say it runs."
+                )
                 yield from self.emit(name, events)
 
     def cultures(self) -> Iterator[Batch]:

@@ -21,6 +21,7 @@ from features.concepts import loader
 from features.errors import DataError
 from features.events import ENCOUNTER_COLUMNS, NAT
 from features.sources.batch import ROWS, Batch, ReadAccount, Say, quiet
+from features.sources.facts import zone
 from features.sources.infusions import MASSES, Weights, weighed
 from features.sources.journeys import Journey, admissions, follow, marks
 from features.sources.omop_vocabulary import Vocabulary, asked_once, known, vocabulary, words_of
@@ -74,13 +75,15 @@ def batches(
     timezone : str
         Of the times, which carry no offset in OMOP.
     mapping : TOML file or mapping, optional
-        ``[places]`` of the site: the name of a care site and what it is (see features.sources.vocabulary).
+        What the site says of its codes (``OMOP_SOURCE//theirs``), units and care sites: see
+        features.sources.vocabulary.
 
     Raises
     ------
     DataError
-        A table or a column is missing or holds what it should not.
+        A table or a column is missing or holds what it should not, or there is no such time zone.
     """
+    zone(timezone)
     tables = Tables(path, timezone=timezone)
     tables.require("person", "visit_occurrence")
     site = site_map(mapping)
@@ -90,7 +93,7 @@ def batches(
     journey = follow(rough, moves)
     stays = Stays(_encounters(visits, journey), rough.start, rough.end)
     yield from stays.batches()
-    reader = _Reader(tables, account, say, stays, vocabulary(tables, account, say))
+    reader = _Reader(tables, account, say, stays, vocabulary(tables, account, say, site))
     yield from reader.sliced("visit_occurrence", _bounds(stays, visits))
     yield from reader.sliced("visit_detail", journey.events)
     # Weights among the measurements are needed for the rates of infusions.
@@ -380,9 +383,13 @@ class _Reader:
             frame = leave(frame, frame["code"].isna(), self.account, name, "no_code")
             silent = frame["value_as_number"].isna() & frame["text"].isna()
             frame = leave(frame, silent, self.account, name, "no_value")
-            unit = words_of(frame, ["unit_concept_id", "unit_source_value"], self.words.unit)
             events = self.facts(
-                frame, frame["code"], value=frame["value_as_number"], text=frame["text"], unit=unit
+                frame,
+                frame["code"],
+                concept=words_of(frame, ["code"], self.words.concept),
+                value=frame["value_as_number"],
+                text=frame["text"],
+                unit=words_of(frame, ["unit_concept_id", "unit_source_value", "code"], self.words.unit),
             )
             self.weights.add_events(events, _stay(frame))
             yield from self.emit(name, events)

@@ -21,7 +21,7 @@ from features.concepts.drugs import antimicrobial
 from features.sources.batch import ReadAccount, Say, quiet
 from features.sources.stays import Ints, categories
 from features.sources.tables import Kind, Tables
-from features.sources.vocabulary import vasoactive
+from features.sources.vocabulary import NO_MAP, SiteMap, vasoactive
 
 SYSTEM: Final = "OMOP"
 SOURCE: Final = "OMOP_SOURCE"
@@ -49,32 +49,43 @@ class Vocabulary:
     loinc : LOINC code
     units : code of the unit, UCUM where the extract uses it
     drugs : identifiers of all drugs that have a name, whether they matter or not
+    site : what the site says of its own codes and units
     """
 
     names: dict[str, str] = field(default_factory=dict)
     loinc: dict[str, str] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     drugs: set[str] = field(default_factory=set)
+    site: SiteMap = NO_MAP
 
     def code(self, concept: str, source: str, value: str) -> str:
-        """The code to keep of a fact: of its standard concept, source concept or LOINC code the first that is known.
+        """The code to keep of a fact: of its standard concept, source concept and LOINC code the first that is known.
 
-        Nothing known: the standard concept's identifier, or its LOINC code where there is one; a fact without a
-        standard concept (``0`` or empty) goes under the source's own value, and is empty without one.
+        What the site maps goes first. Nothing known: the LOINC code of the standard concept, or its identifier; a fact
+        without a standard concept (``0`` or empty) goes under the source's own value, and is empty without one.
         """
         standard = "" if concept == "0" else concept
         own = [f"{SYSTEM}//{c}" for c in (standard, source) if c and c != "0"]
         loinc = [f"LOINC//{self.loinc[standard]}"] if standard in self.loinc else []
+        theirs = [f"{SOURCE}//{value}"] if value else []
+        for code in (*own, *loinc, *theirs):
+            if code in self.site.codes:
+                return self.site.code([code])[0]
         for code in (*own, *loinc):
             if code in loader.codes():
                 return code
-        if standard:
-            return (loinc or own)[0]
-        return f"{SOURCE}//{value}" if value else ""
+        return next(iter((*loinc, *own) if standard else theirs), "")
 
-    def unit(self, concept: str, value: str) -> str:
-        """UCUM of the unit concept, the source's own word without one, otherwise empty."""
-        return known("unit").get(concept) or self.units.get(concept) or value
+    def concept(self, code: str) -> str:
+        """Our concept where the site alone can say it, otherwise empty."""
+        return self.site.codes.get(code, ("", ""))[0]
+
+    def unit(self, concept: str, value: str, code: str = "") -> str:
+        """UCUM of the unit concept, else the source's own word, else what the site says of the code; may be empty."""
+        written = (
+            known("unit").get(concept) or self.units.get(concept) or (self.site.unit(value) if value else "")
+        )
+        return written or self.site.codes.get(code, ("", ""))[1]
 
     def drug(self, concept: str, source: str, value: str, route: str) -> tuple[str, str]:
         """``(concept, name as written)`` of an antimicrobial or vasoactive drug; ``("", "")`` of any other."""
@@ -91,9 +102,9 @@ class Vocabulary:
         return concept in self.drugs or source in self.drugs or words
 
 
-def vocabulary(tables: Tables, account: ReadAccount, say: Say = quiet) -> Vocabulary:
+def vocabulary(tables: Tables, account: ReadAccount, say: Say = quiet, site: SiteMap = NO_MAP) -> Vocabulary:
     """Read the concept tables of a folder, as far as there are any."""
-    found = Vocabulary()
+    found = Vocabulary(site=site)
     columns: dict[str, Kind] = {
         "concept_id": "id", "concept_name": "key", "domain_id": "text", "vocabulary_id": "text",
         "concept_code": "key",

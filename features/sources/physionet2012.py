@@ -65,7 +65,8 @@ def batches(
     DataError
         There is nothing to read, a column is missing or holds what it should not, or a stay is there twice.
     """
-    texts = sorted(f for f in path.glob("*.txt") if f.stem.isdigit()) if path.is_dir() else []
+    found = path.glob("*.txt") if path.is_dir() else [path]
+    texts = sorted(f for f in found if f.suffix == ".txt" and f.stem.isdigit())
     yield from _read_texts(texts, account, say) if texts else _read_tables(path, account, say)
 
 

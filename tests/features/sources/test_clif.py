@@ -443,6 +443,11 @@ def test_a_hospitalization_stands_once(write: Write) -> None:
         read(write(hospitalization=[row, row]))
 
 
+def test_an_unknown_time_zone_is_refused(write: Write) -> None:
+    with pytest.raises(DataError, match="no time zone 'Mars/Olympus'"):
+        read(write(), timezone="Mars/Olympus")
+
+
 @pytest.fixture(scope="module")
 def demo(data_dir: Path) -> tuple[Reading, Reading]:
     """The MIMIC-IV demo in both versions."""

@@ -200,7 +200,7 @@ def test_a_site_says_what_its_care_sites_are(write: Write) -> None:
     ]
 
 
-def test_codes_prefer_what_the_concept_tables_know(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_prefer_what_the_concept_tables_know(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {f"OMOP//{HEART_RATE}", "OMOP//2000030001", "LOINC//8867-4"}
     table = {c: r for c, r in loader.codes().items() if c in known}
     monkeypatch.setattr(omop_vocabulary.loader, "codes", lambda: table)
@@ -214,6 +214,29 @@ def test_codes_prefer_what_the_concept_tables_know(write: Write, monkeypatch: py
     assert words.code("99", "98", "HR") == "OMOP//99"
     assert words.code("0", "0", "HR") == "OMOP_SOURCE//HR"
     assert words.code("", "", "") == ""
+
+
+def test_a_site_says_what_its_own_codes_and_units_mean(write: Write) -> None:
+    rows = [
+        measurement(
+            1, "2026-05-02 10:00", 0, 90.0, measurement_source_value="Krea", unit_source_value="UMOLL"
+        ),
+        measurement(2, "2026-05-02 11:00", 0, 1.5, measurement_source_value="Laktat", unit_source_value=None),
+        measurement(
+            3, "2026-05-02 12:00", HEART_RATE, 9.0, measurement_source_value="odd", unit_source_value=None
+        ),
+    ]
+    codes = {
+        "OMOP_SOURCE//Krea": "creatinine",
+        "OMOP_SOURCE//Laktat": "LOINC//32693-4",
+        f"OMOP//{HEART_RATE}": "gcs_total",
+    }
+    found = read(write(measurement=rows), mapping={"codes": codes, "units": {"UMOLL": "umol/L"}})
+    usable, _ = clean(found.events[found.events["source_id"].str.startswith("measurement")])
+    usable = usable.set_index(usable["concept"].astype(str))["numeric_value"]
+    assert usable["creatinine"] == pytest.approx(90 * 0.011312)
+    assert usable["lactate"] == 1.5
+    assert usable["gcs_total"] == 9, "what the site says goes before the tables"
 
 
 def test_a_concept_table_brings_loinc_and_units(write: Write) -> None:
@@ -548,6 +571,11 @@ def test_our_own_table_of_concepts_is_in_order() -> None:
     canonical = {c.unit for c in loader.concepts().values()}
     convertible = {u for c in loader.concepts() for u in loader.conversions(c)}
     assert set(omop_vocabulary.known("unit").values()) <= canonical | convertible
+
+
+def test_an_unknown_time_zone_is_refused(write: Write) -> None:
+    with pytest.raises(DataError, match="no time zone 'Mars/Olympus'"):
+        read(write(), timezone="Mars/Olympus")
 
 
 @pytest.fixture(scope="module")

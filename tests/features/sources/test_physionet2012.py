@@ -97,6 +97,11 @@ def test_the_text_files_say_what_the_table_says(tmp_path: Path) -> None:
     assert not two.events.duplicated(["encounter_id", "source_id"]).any()
 
 
+def test_one_text_file_is_one_stay(tmp_path: Path) -> None:
+    found = read(texts(ROWS, tmp_path) / "132502.txt")
+    assert found.encounters["encounter_id"].tolist() == ["132502"]
+
+
 def test_a_minute_measured_twice_keeps_both(tmp_path: Path) -> None:
     found = read(table([*ROWS, (132501, 7, "HR", 75.0)], tmp_path / "set-a.parquet"))
     heart = found.events.query("code == 'PHYSIONET2012//HR' and encounter_id == '132501'")
