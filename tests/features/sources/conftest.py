@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,15 @@ class Told:
         """Rows of a table that made no event, by reason."""
         return {reason: n for (name, reason), n in self.account.left.items() if name == table}
 
+    @cached_property
+    def rows_with_events(self) -> dict[str, int]:
+        """By table, how many of its rows made an event."""
+        rows = self.events["source_id"].str.replace(r"#.*$", "", regex=True).drop_duplicates()
+        return rows.str.replace(r":.*$", "", regex=True).value_counts().to_dict()
+
     def unaccounted(self, table: str) -> int:
         """Rows of a table that neither made an event nor are counted as left; 0 is right."""
-        rows = self.events["source_id"].str.extract(r"^(?P<table>[^:]+):(?P<row>[^#]*)")
-        made = rows.loc[rows["table"] == table, "row"].nunique()
-        return self.account.rows[table] - made - sum(self.left(table).values())
+        return self.account.rows[table] - self.rows_with_events.get(table, 0) - sum(self.left(table).values())
 
 
 def plain(table: pd.DataFrame) -> pd.DataFrame:
