@@ -229,6 +229,8 @@ def _second_pass(
     account = shelf.account
     account.rows[kind] += 1
     shelf.put(kind, said.events)
+    if kind in REFERRED_TO and not said.events and not said.problems:
+        account.leave(kind, "about_the_stay" if kind in ("Patient", "Encounter") else "referred_to", 1)
     for problem in said.problems:
         if problem.lost:
             account.leave(problem.where or "entry", problem.reason, 1)

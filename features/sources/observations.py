@@ -19,6 +19,7 @@ A mapping, a TOML file, says what the columns mean. **Long** tables hold one obs
     [codes]                         # theirs -> a concept, or SYSTEM//code of concepts/codes
     HF = "heart_rate"
     "K+" = "LOINC//2823-3"
+    PCV = { concept = "hematocrit", unit = "L/L" }   # a unit for values that come without
 
     [units]                         # theirs -> UCUM
     "x10e9/l" = "10*3/uL"

@@ -10,7 +10,7 @@ from typing import Any, Final
 from features.concepts import loader
 from features.errors import DataError
 from features.events import ENCOUNTER_COLUMNS
-from features.sources.vocabulary import target, toml
+from features.sources.vocabulary import target, targets, toml
 
 TABLES: Final = ("shape", "system", "columns", "codes", "units", "values", "encounters")
 LONG: Final = ("subject_id", "time", "code", "value")
@@ -73,7 +73,7 @@ def layout(mapping: Path | Mapping[str, Any] | None, folder: Path) -> Layout:
             f'[columns] of the mapping lacks {", ".join(missing)}. Add lines such as time = "taken".'
         )
     system = said.get("system", "LOCAL")
-    codes = _columns_of_values(said) if wide else _codes(_section(said, "codes"), str(system))
+    codes = _columns_of_values(said) if wide else _codes(said, str(system))
     stays, stay_columns = _stays_section(said, mapping, folder)
     return Layout(wide, columns, codes, _section(said, "units"), str(system), stays, stay_columns)
 
@@ -91,17 +91,13 @@ def _known(said: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
         raise DataError(f"{where} holds {', '.join(map(str, extra))}; known are {', '.join(known)}.")
 
 
-def _codes(said: Mapping[str, str], system: str) -> dict[str, tuple[str, str, str]]:
-    return {
-        theirs: _coded(theirs if "//" in theirs else f"{system}//{theirs}", ours)
-        for theirs, ours in said.items()
-    }
-
-
-def _coded(code: str, meant: str) -> tuple[str, str, str]:
-    """The code to keep, its concept and unit; a code that the tables know otherwise gives way to the site's word."""
-    concept, unit = target(meant)
-    return (f"WARDCAST//{concept}" if code in loader.codes() else code), concept, unit
+def _codes(said: Mapping[str, Any], system: str) -> dict[str, tuple[str, str, str]]:
+    """Their code to the code to keep, its concept and unit; a code of the tables gives way to the site's word."""
+    found = {}
+    for theirs, (concept, unit) in targets(said).items():
+        code = theirs if "//" in theirs else f"{system}//{theirs}"
+        found[theirs] = (f"WARDCAST//{concept}" if code in loader.codes() else code), concept, unit
+    return found
 
 
 def _columns_of_values(said: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
@@ -110,17 +106,7 @@ def _columns_of_values(said: Mapping[str, Any]) -> dict[str, tuple[str, str, str
         raise DataError(
             'A wide mapping needs [values."their column"] with concept or code for each column to read.'
         )
-    found = {}
-    for column, about in values.items():
-        if not isinstance(about, Mapping):
-            raise DataError(f"[values.{column}] of the mapping must hold concept or code, and may hold unit.")
-        _known(about, ("concept", "code", "unit"), f"[values.{column}]")
-        meant = about.get("concept") or about.get("code")
-        if not isinstance(meant, str):
-            raise DataError(f'[values.{column}] of the mapping lacks concept. Write concept = "heart_rate".')
-        concept, unit = target(meant)
-        found[str(column)] = (f"LOCAL//{column}", concept, str(about.get("unit") or unit))
-    return found
+    return {str(c): (f"LOCAL//{c}", *target(about, f"[values.{c}]")) for c, about in values.items()}
 
 
 def _stays_section(

@@ -7,6 +7,7 @@ HL7 v2. A site that uses codes of its own says so in a mapping, a TOML file::
     [codes]            # the source's code -> a concept, or a code that concepts/codes knows
     "WinPath//tt-0003-01" = "creatinine"
     "LOCAL//HR" = "LOINC//8867-4"
+    "WinPath//tt-0002-03" = { concept = "hematocrit", unit = "L/L" }   # a unit for values that come without
 
     [units]            # as the source writes it -> UCUM
     UMOLL = "umol/L"
@@ -98,7 +99,7 @@ def site_map(mapping: Path | Mapping[str, Any] | None) -> SiteMap:
     strange = sorted({v for v in places.values() if v not in PLACES})
     if strange:
         raise DataError(f"[places] leads to {', '.join(strange)}; choose among {', '.join(PLACES)}.")
-    codes = {k: target(v) for k, v in _texts(said, "codes").items()}
+    codes = targets(said)
     return SiteMap(codes, _texts(said, "units"), places)
 
 
@@ -120,23 +121,47 @@ def toml(mapping: Path | Mapping[str, Any]) -> dict[str, Any]:
         raise DataError(f"{Path(mapping).name} is not TOML: {error}.") from None
 
 
-def target(meant: str) -> tuple[str, str]:
-    """``(concept, unit)`` of what a site's code is mapped to: a concept, or ``SYSTEM//code`` of concepts/codes.
+def targets(said: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The ``[codes]`` of a mapping: their code to ``(concept, unit meant when none is written)``.
 
     Raises
     ------
     DataError
-        Neither knows it.
+        A line is no such thing, or leads to an unknown concept or code.
     """
-    if meant in loader.concepts():
-        return meant, ""
-    row = loader.codes().get(meant)
+    codes = said.get("codes", {})
+    if not isinstance(codes, Mapping):
+        raise DataError('[codes] of the mapping must hold lines such as "theirs" = "ours".')
+    return {str(theirs): target(meant, f"[codes] {theirs}") for theirs, meant in codes.items()}
+
+
+def target(meant: object, where: str) -> tuple[str, str]:
+    """``(concept, unit)`` of what a site's code is mapped to.
+
+    ``meant`` is a concept, ``SYSTEM//code`` of concepts/codes, or a table that holds one of them as ``concept`` or
+    ``code``, and ``unit``; ``where`` says where that is written.
+
+    Raises
+    ------
+    DataError
+        It is none of these, or the tables do not know it.
+    """
+    about: Mapping[str, Any] = meant if isinstance(meant, Mapping) else {"concept": meant}
+    extra = sorted(set(about) - {"concept", "code", "unit"})
+    if extra:
+        raise DataError(f"{where} of the mapping holds {', '.join(extra)}; known are concept, code, unit.")
+    ours, unit = about.get("concept") or about.get("code"), about.get("unit", "")
+    if not isinstance(ours, str) or not isinstance(unit, str):
+        raise DataError(f'{where} of the mapping lacks concept. Write for example concept = "heart_rate".')
+    if ours in loader.concepts():
+        return ours, unit
+    row = loader.codes().get(ours)
     if row is None:
         raise DataError(
-            f"The mapping leads to {meant!r}, which is neither a concept of concepts.csv nor a code of "
+            f"{where} of the mapping leads to {ours!r}, which is neither a concept of concepts.csv nor a code of "
             "concepts/codes. Write for example heart_rate, or LOINC//8867-4."
         )
-    return row.concept, row.unit
+    return row.concept, unit or row.unit
 
 
 def _texts(said: Mapping[str, Any], table: str) -> dict[str, str]:

@@ -223,6 +223,8 @@ def test_a_mapping_to_nothing_is_refused(tmp_path: Path):
     (tmp_path / "feed.hl7").write_bytes(message(header("ORU^R01"), PID))
     with pytest.raises(DataError, match=r"neither a concept of concepts\.csv"):
         read(tmp_path, mapping={"codes": {"LOCAL//LAC": "lactat"}})
+    with pytest.raises(DataError, match="choose among ed, ward"):
+        read(tmp_path, mapping={"places": {"Ward 4": "sauna"}})
     with pytest.raises(DataError, match="known tables are codes"):
         read(tmp_path, mapping={"code": {}})
 

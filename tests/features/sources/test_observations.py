@@ -130,6 +130,12 @@ def test_what_the_site_maps_is_cleaned_like_anything_else(tmp_path: Path):
     assert account.reasons == {"unknown_concept": 1}
 
 
+def test_a_unit_that_nobody_writes_stands_in_the_mapping(tmp_path: Path):
+    mapping = LONG.replace('HF = "heart_rate"', 'HF = { concept = "temperature", unit = "[degF]" }')
+    _, events, _ = read(lay(tmp_path, mapping, ROWS.replace("HF,88,per min", "HF,98.6,")))
+    assert clean.clean(events)[0]["numeric_value"].iloc[0] == pytest.approx(37.0)
+
+
 def test_a_bare_date_is_known_the_next_day(tmp_path: Path):
     _, events, _ = read(lay(tmp_path, LONG, ROWS), timezone="America/Toronto")
     assert events["time"].iloc[3] == pd.Timestamp("2026-01-13T05:00Z")
@@ -251,7 +257,13 @@ def test_the_example_of_the_documentation_is_a_mapping(tmp_path: Path):
         ('"long"', '"tall"', r"shape 'tall'. Write long or wide"),
         ("[columns]", "[columns", r"site\.toml is not TOML"),
         ("[codes]", "[code]", r"holds code; known are"),
-        ('HF = "heart_rate"', "HF = 3", r"\[codes\] of the mapping must hold lines"),
+        ('HF = "heart_rate"', "HF = 3", r"\[codes\] HF of the mapping lacks concept"),
+        (
+            'HF = "heart_rate"',
+            'HF = { concept = "heart_rate", u = "x" }',
+            r"\[codes\] HF of the mapping holds u",
+        ),
+        ("[units]", "[units]\nx = 3", r"\[units\] of the mapping must hold lines"),
     ],
 )
 def test_a_wrong_mapping_is_refused_with_its_remedy(tmp_path: Path, old: str, new: str, message: str):
@@ -265,7 +277,11 @@ def test_a_wrong_mapping_is_refused_with_its_remedy(tmp_path: Path, old: str, ne
     [
         ('concept = "heart_rate"', "", r"\[values\.pulse\] of the mapping lacks concept"),
         ("[values.pulse]", "[values.puls]", r"lacks puls \(\[values\]\)"),
-        ('concept = "heart_rate"', 'concept = "heart_rate"\nkind = "x"', r"\[values\.pulse\] holds kind"),
+        (
+            'concept = "heart_rate"',
+            'concept = "heart_rate"\nkind = "x"',
+            r"\[values\.pulse\] of the mapping holds kind",
+        ),
         ('path = "stays.csv"', 'path = "beds.csv"', r"No table of stays at beds\.csv"),
         ('path = "stays.csv"', "", r"\[encounters\] of the mapping lacks path"),
         ('subject_id = "patient"\n', "", r"\[encounters\.columns\] of the mapping lacks subject_id"),
