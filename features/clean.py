@@ -232,6 +232,13 @@ def _vocabulary() -> tuple[pd.Index, pd.Index]:
     return pd.Index(list(table)), pd.Index(list(dict.fromkeys(c.unit for c in table.values())))
 
 
+@lru_cache(maxsize=1)
+def _unit_of() -> Codes:
+    """Position of the canonical unit of each concept."""
+    names, units = _vocabulary()
+    return np.array([units.get_loc(loader.concepts()[n].unit) for n in names], dtype=np.int64)
+
+
 def _factorize(series: pd.Series) -> tuple[Codes, list[str]]:
     """Codes (the last one = empty) and the strings they stand for, ended by the empty string."""
     if isinstance(series.dtype, pd.CategoricalDtype):
@@ -307,9 +314,12 @@ def _values(raw: Values, pair: Codes, pairs: list[_Pair]) -> tuple[Values, npt.N
 
 def _spoken(events: pd.DataFrame, raw: Values, concept: Codes) -> Values:
     """Put numbers in place of words that texts.csv knows, where a row has a word and no number."""
-    names = _vocabulary()[0]
-    speaking = np.array([names.get_loc(c) for c, _ in loader.texts()])
-    rows = np.flatnonzero(np.isnan(raw) & np.isin(concept, speaking))
+    silent = np.isnan(raw)
+    if not silent.any():
+        return raw
+    names = tuple(loader.concepts())
+    speaking = np.array([names.index(c) for c in {c for c, _ in loader.texts()}])
+    rows = np.flatnonzero(silent & np.isin(concept, speaking))
     if rows.size == 0:
         return raw
     words = events["text_value"].iloc[rows].astype(object).fillna("").astype(str).str.strip().str.lower()
@@ -321,9 +331,8 @@ def _spoken(events: pd.DataFrame, raw: Values, concept: Codes) -> Values:
 
 def _units(written: pd.Series, concept: Codes) -> pd.Categorical[Any]:
     """The canonical unit of each row with a concept; as written where there is none."""
-    names, units = _vocabulary()
-    unit_of = np.array([units.get_loc(loader.concepts()[n].unit) for n in names], dtype=np.int64)
-    code = unit_of[concept]
+    units = _vocabulary()[1]
+    code = _unit_of()[concept]
     unmapped = concept < 0
     if unmapped.any():
         said, labels = _factorize(written[unmapped])
@@ -379,7 +388,7 @@ def _account(
     mended = np.bincount(pair[repaired & (reason < 0)] if repaired.any() else pair[:0], minlength=n)
     changed = np.where([p.factor != 1.0 or p.offset != 0.0 for p in pairs], met - lost.sum(axis=0), 0)
     by_code: dict[tuple[str, str], dict[str, int]] = {}
-    names = [*_vocabulary()[0], ""]
+    names = (*loader.concepts(), "")
     for k, known in enumerate(pairs):
         counts = by_code.setdefault((known.code, names[known.concept]), {})
         found = {"read": met[k], "converted": changed[k], "repaired": mended[k]}
