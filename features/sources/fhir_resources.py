@@ -246,19 +246,17 @@ def _observation(reading: Reading) -> None:
     taken = _effective(reading)
     if is_culture(code, name):
         _culture(reading, subject, status, code, name, taken)
-        return
-    frame = Fact(
-        subject,
-        _encounter(reading),
-        taken.time,
-        _issued(reading, taken, status),
-        code,
-        status=status,
-        source_id=reading.identity or f"Observation/{code}@{taken.time}",
-    )
-    if taken.time == NAT:
+    elif taken.time == NAT:
         reading.out.miss("effective[x]", "no_time")
-        return
+    else:
+        known = _issued(reading, taken, status)
+        name = reading.identity or f"Observation/{code}@{taken.time}"
+        frame = Fact(subject, _encounter(reading), taken.time, known, code, status=status, source_id=name)
+        _values(reading, frame)
+
+
+def _values(reading: Reading, frame: Fact) -> None:
+    """The value of an observation and those of its components."""
     components = items(reading.get("component"))
     if not components or any(v in reading.resource for v in VALUES_OR_ABSENT):
         _value(reading, reading.resource, frame, "")
@@ -409,25 +407,34 @@ def _drug(reading: Reading) -> tuple[str, str]:
 def _dose(reading: Reading, statuses: Mapping[str, str], dosage: Json) -> Dose | None:
     """What an order and an administration have in common; None when it makes no event, which is then said."""
     subject = _subject(reading)
-    if subject is None:
-        return None
     status = statuses.get(text(reading.get("status")))
     code, name = _drug(reading)
-    if status is None or not name:
-        refused = reading.get("status") == "not-done"
-        reading.out.miss(*(("medication[x]", "no_drug") if status else
-                           ("status", "not_given" if refused else "unknown_status")))  # fmt: skip
+    if subject is None:
         return None
-    given = items(dosage.get("doseAndRate")) or [dosage]
-    amount = given[0].get("dose", given[0].get("doseQuantity"))
-    rate, rate_unit = element.rate(given[0])
+    if status is None:
+        refused = reading.get("status") == "not-done"
+        reading.out.miss("status", "not_given" if refused else "unknown_status")
+        return None
+    if not name:
+        reading.out.miss("medication[x]", "no_drug")
+        return None
+    given = (items(dosage.get("doseAndRate")) or [dosage])[0]
+    amount = given.get("dose", given.get("doseQuantity"))
+    rate, rate_unit = element.rate(given)
     return Dose(
-        "FHIR", subject, "", reading.identity, name, code,
+        "FHIR",
+        subject,
+        "",
+        reading.identity,
+        name,
+        code,
         route=codings(dosage.get("route"))[1],
-        amount=element.quantity(obj(amount).get("value")), amount_unit=reading.site.unit(unit(amount)),
-        rate=rate, rate_unit=reading.site.unit(rate_unit),
+        amount=element.quantity(obj(amount).get("value")),
+        amount_unit=reading.site.unit(unit(amount)),
+        rate=rate,
+        rate_unit=reading.site.unit(rate_unit),
         status=status,
-    )  # fmt: skip
+    )
 
 
 def _administration(reading: Reading) -> None:

@@ -25,7 +25,7 @@ REMEDIES: Final[dict[str, str]] = {
     "no_type": "MSH-9 names no message type. Send it.",
     "no_subject": "no patient identifier. Send PID-3.",
     "no_code": "no observation identifier. Send OBX-3.",
-    "no_time": "no time that can be read in OBX-14, OBR-7, SPM-17 or MSH-7. Send OBX-14.",
+    "no_time": "no time that can be read. Send OBX-14 or OBR-7, of cultures SPM-17, of drugs RXA-3 or ORC-9.",
     "time_of_message": "no time of the observation itself: that of the message was used. Send OBR-7 or OBX-14.",
     "no_value": "the value is empty. Nothing to do.",
     "value_type_unsupported": "documents, references and identifiers are not read. Nothing to do.",

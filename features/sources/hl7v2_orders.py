@@ -49,17 +49,20 @@ class Order:
 
 
 def order_events(reading: Reading, order: Order) -> None:
+    """Append the events of one order: drugs, cultures, and every other result."""
     if order.drugs:
         _drug_events(reading, order)
-    if not order.results and not order.obr:
-        return
     if order.obr is not None:
         code, _, _, name = reading.coded(order.obr, 4)
         if is_culture(code, name):
-            _culture_events(reading, order, code, name)
+            _culture_events(reading, order, code, name, order.results)
             return
     for position, obx in order.results:
-        _result(reading, order, position, obx)
+        code, _, _, name = reading.coded(obx, 3)
+        if is_culture(code, name):
+            _culture_events(reading, order, code, name, [(position, obx)])
+        else:
+            _result(reading, order, position, obx)
 
 
 def _order_number(order: Order) -> str:
@@ -92,35 +95,36 @@ def _reported(reading: Reading, order: Order, obx: Segment | None, taken: Moment
 def _result(reading: Reading, order: Order, position: int, obx: Segment) -> None:
     where = f"OBX[{position}]"
     status = RESULT.get(obx.get(11).upper())
+    code, concept, assumed, _ = reading.coded(obx, 3)
     if status is None:
         reading.out.miss(where, "11", WITHOUT_RESULT.get(obx.get(11).upper(), "unknown_status"))
-        return
-    if reading.out.header.type == "MDM":
+    elif reading.out.header.type == "MDM":
         reading.out.miss(where, "5", "document")
-        return
-    code, concept, assumed, _ = reading.coded(obx, 3)
-    if not code:
+    elif not code:
         reading.out.miss(where, "3", "no_code")
-        return
+    elif (taken := _dated(reading, order, obx, where)) is not NEVER:
+        fact = Fact(
+            order.subject,
+            order.encounter,
+            taken.time,
+            _reported(reading, order, obx, taken, status),
+            code,
+            concept,
+            unit=reading.site.unit(obx.get(6) or obx.get(6, 2)) or assumed or None,
+            status=status,
+            source_id=_result_id(reading, order, obx, code, taken),
+        )
+        _valued(reading, where, obx, fact)
+
+
+def _dated(reading: Reading, order: Order, obx: Segment, where: str) -> Moment:
+    """When a result was observed; the time of its message, which is then said, where it says nothing."""
     taken = _taken(reading, order, obx)
     if taken is NEVER:
-        if reading.sent is NEVER:
-            reading.out.miss(where, "14", "no_time")
-            return
-        reading.out.miss(where, "14", "time_of_message", lost=False)
-        taken = reading.sent
-    fact = Fact(
-        order.subject,
-        order.encounter,
-        taken.time,
-        _reported(reading, order, obx, taken, status),
-        code,
-        concept,
-        unit=reading.site.unit(obx.get(6) or obx.get(6, 2)) or assumed or None,
-        status=status,
-        source_id=_result_id(reading, order, obx, code, taken),
-    )
-    _valued(reading, where, obx, fact)
+        unsent = reading.sent is NEVER
+        reading.out.miss(where, "14", "no_time" if unsent else "time_of_message", lost=unsent)
+        return reading.sent
+    return taken
 
 
 def _result_id(reading: Reading, order: Order, obx: Segment, code: str, taken: Moment) -> str:
@@ -192,38 +196,48 @@ def _structured(obx: Segment, repetition: str) -> tuple[float, str, bool] | str:
     return value, "" if exact else words, not exact
 
 
-def _culture_events(reading: Reading, order: Order, code: str, name: str) -> None:
-    first = order.results[0][1] if order.results else None
-    spoken = (
-        reading.moment(order.specimen, 17),
-        reading.moment(order.obr, 7),
-        reading.moment(first, 14),
-        reading.sent,
-    )
-    taken = next((m for m in spoken if m is not NEVER), NEVER)
-    if taken is NEVER or order.obr is None:
+def _culture_events(
+    reading: Reading, order: Order, code: str, name: str, results: list[tuple[int, Segment]]
+) -> None:
+    first = results[0][1] if results else None
+    taken = _collected(reading, order, first)
+    if taken is NEVER:
         reading.out.miss("OBR", "7", "no_time")
         return
-    said = [v for _, obx in order.results for v in _grown(obx)]
-    statuses = [RESULT.get(obx.get(11).upper(), "final") for _, obx in order.results]
-    status = next((s for s in ("deleted", "corrected", "preliminary") if s in statuses), "final")
-    if status == "deleted" and any(s != "deleted" for s in statuses):
-        status = "corrected"
-    specimen = order.specimen.get(4, 2) or order.specimen.get(4) if order.specimen is not None else ""
+    status = _culture_status([RESULT.get(obx.get(11).upper(), "final") for _, obx in results])
     culture = Culture(
         "HL7",
         order.subject,
         order.encounter,
-        _order_number(order) or f"{code}@{taken.time}",
+        "/".join(filter(None, (_order_number(order) or f"@{taken.time}", code))),
         code,
         name,
-        specimen or order.obr.get(15),
+        _specimen(order),
         taken,
         _reported(reading, order, first, taken, status),
-        tuple(said),
+        tuple(words for _, obx in results for words in _grown(obx)),
         status,
     )
     reading.out.events += culture_facts(culture)
+
+
+def _collected(reading: Reading, order: Order, obx: Segment | None) -> Moment:
+    """When the specimen was taken. An order without results and without that time has taken none yet."""
+    spoken = [reading.moment(order.specimen, 17), reading.moment(order.obr, 7), reading.moment(obx, 14)]
+    spoken += [reading.sent] if obx is not None else []
+    return next((m for m in spoken if m is not NEVER), NEVER)
+
+
+def _culture_status(statuses: list[str]) -> str:
+    """One status for a report of several lines: withdrawn only when all of it is."""
+    if "deleted" in statuses and set(statuses) != {"deleted"}:
+        return "corrected"
+    return next((s for s in ("deleted", "corrected", "preliminary") if s in statuses), "final")
+
+
+def _specimen(order: Order) -> str:
+    said = (order.specimen.get(4, 2) or order.specimen.get(4)) if order.specimen is not None else ""
+    return said or (order.obr.get(15) if order.obr is not None else "")
 
 
 def _grown(obx: Segment) -> list[str]:

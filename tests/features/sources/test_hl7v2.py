@@ -484,6 +484,15 @@ def test_a_culture_is_known_when_taken_and_its_growth_when_reported():
     assert {f.concept for f in nothing.events} == {"culture", "blood_culture"}
 
 
+def test_a_culture_is_known_by_its_result_too_and_an_order_alone_has_taken_nothing():
+    alone = oru(obx("E. coli", kind="ST", code="600-7^Bacteria identified^LN"), obx("2.1"))
+    assert [f.concept for f in alone.events] == ["culture", "blood_culture", "positive_culture", ""]
+    asked = obr(code="600-7^Blood culture^LN", taken="")
+    parsed = hl7v2.parse(message(header("ORM^O01"), PID, visit(), "ORC|NW|P1", asked))
+    assert parsed.events == []
+    assert reasons(parsed) == ["no_time"]
+
+
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
