@@ -28,6 +28,7 @@ from features.sources.stays import (
     Masks,
     Seen,
     Stays,
+    categories,
     coded,
     emit,
     facts,
@@ -395,17 +396,57 @@ def inputs(reading: Reading, table: str, *, key: str | None) -> Iterator[Batch]:
     """Events of MetaVision input: a rate at its start and 0 at its end, or an amount once it has been given.
 
     What a code means decides: where the concept is a volume it is the amount, otherwise the rate where there is one.
+    A dose of an antibiotic is an event of that concept, as in the tables of orders.
     The end of a row is no event where another row of the same drug goes on. Cancelled and rewritten rows are left.
     """
     columns = {**INPUTS, **({key: "key"} if key else {})}
     optional = ("patientweight", "statusdescription", "cancelreason", "storetime")
     running = _running(reading, table, "MIMIC_INPUT", rates=True)
+    doses = _antibiotic_items(reading)
     for frame in reading.rows(table, columns, optional=optional):
         frame = _standing(frame, reading.account, table)
         silent = (frame["rate"].isna() & frame["amount"].isna()).to_numpy()
         frame = leave(frame, silent, reading.account, table, "no_value")
         frame, place = reading.settled(frame, table, "starttime")
-        yield from reading.emit(_given(reading, frame, place, running, table, key), table)
+        dose = frame["itemid"].isin(doses).to_numpy(bool)
+        given = _given(reading, frame[~dose], place[~dose], running, table, key)
+        antibiotics = _doses(reading, frame[dose], place[dose], doses, table, key)
+        yield from reading.emit(stacked([given, antibiotics]), table)
+
+
+def _antibiotic_items(reading: Reading) -> dict[str, str]:
+    """Items of the input tables that are systemic antimicrobials, with their labels, as d_items prints them."""
+    if not reading.tables.has("d_items"):
+        reading.account.note(
+            "Table d_items is not there: antibiotics among the input are not told from other drugs."
+        )
+        return {}
+    columns: Columns = {"itemid": "id", "label": "text", "linksto": "text"}
+    items = reading.tables.whole("d_items", columns)
+    items = items[items["linksto"].str.startswith("inputevents").fillna(False) & items["label"].notna()]
+    known = items[systemic(items["label"].astype("category"), None)]
+    return dict(zip(known["itemid"], known["label"], strict=True))
+
+
+def _doses(
+    reading: Reading, frame: pd.DataFrame, place: Ints, doses: Mapping[str, str], table: str, key: str | None
+) -> pd.DataFrame:
+    """Antibiotics given at the bedside, at the start of each dose."""
+    items = frame["itemid"].array
+    labels = pd.Index([doses.get(item, item) for item in items.categories], dtype="str")
+    spot, names = pd.factorize(labels)
+    label = pd.Series(categories(np.append(spot, -1)[items.codes], pd.Index(names)), index=frame.index)
+    return facts(
+        reading.stays,
+        place,
+        time=frame["starttime"],
+        available=frame["storetime"],
+        code=coded("MIMIC_DRUG", label),
+        concept="antibiotic",
+        value=1.0,
+        text=label,
+        source_id=identity(table, frame, key),
+    )
 
 
 def _running(reading: Reading, table: str, system: str, *, rates: bool) -> Running:

@@ -10,6 +10,7 @@ from features.clean import clean, fill_available_time
 from features.errors import DataError
 from features.events import validate
 from features.sources import mimic3
+from features.sources.tables import Tables
 
 DAY = "2150-03-01 "
 NEXT = "2150-03-02 "
@@ -280,6 +281,57 @@ def test_a_fluid_is_an_amount_once_it_has_been_given(tell):
     rows = tell(INPUTEVENTS_MV=[fluid]).of("MIMIC_INPUT//225158")
     assert rows[["numeric_value", "unit"]].to_numpy().tolist() == [[500.0, "ml"]]
     assert rows["time"].tolist() == rows["available_time"].tolist() == [utc(DAY + "16:00")]
+
+
+def test_an_antibiotic_among_the_input_is_an_antibiotic_at_its_hour(tell):
+    items = [("225798", "Vancomycin", "inputevents_mv"), ("221906", "Norepinephrine", "inputevents_mv")]
+    dose = infusion(1, itemid=225798, amount=1, amountuom="dose", rate="", rateuom="")
+    told = tell(
+        D_ITEMS=[dict(zip(("itemid", "label", "linksto"), item, strict=True)) for item in items],
+        INPUTEVENTS_MV=[dose, infusion(2)],
+    )
+    (row,) = told.concept("antibiotic").to_dict("records")
+    assert (row["code"], row["text_value"], row["numeric_value"]) == (
+        "MIMIC_DRUG//Vancomycin",
+        "Vancomycin",
+        1.0,
+    )
+    assert (row["time"], row["available_time"]) == (utc(DAY + "15:00"), utc(DAY + "15:05"))
+    assert len(told.of("MIMIC_INPUT//221906")) == 2
+
+
+def test_dates_are_days_of_the_hospital(database, tell_all):
+    drug = {
+        "row_id": 1,
+        "subject_id": 1,
+        "hadm_id": 100,
+        "startdate": DAY.strip(),
+        "drug": "Vancomycin",
+        "route": "IV",
+    }
+    told = tell_all("mimic3", database(base(PRESCRIPTIONS=[drug])), timezone="America/New_York")
+    (row,) = told.concept("antibiotic").to_dict("records")
+    assert (row["time"], row["available_time"]) == (utc(DAY + "05:00"), utc(NEXT + "05:00"))
+
+
+def test_pieces_of_two_rows_tell_the_same(database, tell_all, monkeypatch):
+    path = database(
+        base(
+            CHARTEVENTS=[chart(k, charttime=f"{DAY}15:{k:02}") for k in range(7)],
+            INPUTEVENTS_MV=[
+                infusion(k, starttime=f"{DAY}{15 + k}:00", endtime=f"{DAY}{16 + k}:00") for k in range(5)
+            ],
+            MICROBIOLOGYEVENTS=[culture(k, org_name="YEAST" if k % 2 else "") for k in range(5)],
+        )
+    )
+    whole, stream = tell_all("mimic3", path), Tables.stream
+    monkeypatch.setattr(Tables, "stream", lambda *a, **o: stream(*a, **{**o, "rows": 2}))
+    pd.testing.assert_frame_equal(
+        *(
+            t.events.sort_values(["source_id", "concept"], ignore_index=True)
+            for t in (whole, tell_all("mimic3", path))
+        )
+    )
 
 
 def test_carevue_rates_are_charted_and_stopped(tell):
