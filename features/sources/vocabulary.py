@@ -197,9 +197,16 @@ def is_blood(code: str, *texts: str) -> bool:
     return (row is not None and row.concept == "blood_culture") or any("blood" in _words(t) for t in texts)
 
 
+@lru_cache(maxsize=65_536)
 def grew(result: str) -> bool:
-    """Whether the result of a culture names something that grew."""
-    return bool(_words(result)) and not _found(result, "no_growth")
+    """Whether the result of a culture names something that grew; one word of denial is enough to say no."""
+    spoken = " ".join(_words(result))
+    meanings = _meanings("no_growth")
+    for phrase in (" ".join(words) for words, meaning in meanings.items() if meaning == "name"):
+        spoken = re.sub(rf"\b{phrase}\b", "named", spoken)
+    words = _words(spoken)
+    denied = meanings.get(words[:1]) == "no at the start" or _found(spoken, "no_growth") == "no"
+    return bool(words) and not denied
 
 
 @cache

@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features import clean, windows
+from features.clock import STAY_US
 from features.errors import DataError
 from features.events import NAT, validate
 from features.sources import hl7v2, hl7v2_grammar
@@ -551,6 +553,20 @@ def test_every_row_makes_an_event_or_is_counted(tmp_path: Path):
     assert account.events["ORU^R01"] == 1
     assert sum(n for (table, _), n in account.left.items() if table == "OBX") == 2
     assert account.left["ADT^A08", "about_the_stay"] == 1
+
+
+def test_what_was_known_then_can_be_told_again_after_a_correction(tmp_path: Path):
+    """Result at 10:15, corrected at 12:00, withdrawn at 15:00: three answers to three times of asking."""
+    told = [("2.1", "F", "20260112101500"), ("3.2", "C", "20260112120000"), ("", "D", "20260112150000")]
+    raw = [message(header("ORU^R01", sent), PID, visit(), obr(), obx(v, status=s)) for v, s, sent in told]
+    (tmp_path / "feed.hl7").write_bytes(b"".join(raw))
+    _, events, _ = read(tmp_path)
+    times = pd.to_datetime(
+        ["2026-01-12T10:00Z", "2026-01-12T11:00Z", "2026-01-12T13:00Z", "2026-01-12T16:00Z"]
+    )
+    asked = pd.DataFrame({"encounter_id": "V5@NORTH", "prediction_time": times.as_unit("us")})
+    last = windows.build(clean.clean(events)[0], asked, [windows.Window("lactate", "last", STAY_US)])[:, 0]
+    assert last == pytest.approx([math.nan, 2.1, 3.2, math.nan], nan_ok=True)
 
 
 # Whatever comes -------------------------------------------------------------------------------------------------------
