@@ -105,3 +105,12 @@ def test_every_kind_of_trouble_is_in_the_set() -> None:
     assert len(seen) < rows["encounter_id"].nunique() * events["concept"].nunique()
     assert time.min() < rows["prediction_time"].min()
     assert time.max() > rows["prediction_time"].max()
+
+
+def test_a_figure_says_its_ratio_or_why_it_is_not_there() -> None:
+    run = module("run", PEERS.parent / "run.py")
+    twelve = {"name": "a", "unit": "s", "reference": 24.0, "goal": "ratio >= 12"}
+    assert run.complete({**twelve, "value": 2.0})["met"] is True
+    assert run.complete({**twelve, "value": 3.0})["met"] is False
+    gone = run.complete({"name": "a", "value": None, "unit": "s", "goal": "<= 1", "reason": "no registry"})
+    assert (gone["value"], gone["met"], gone["reason"]) == (None, None, "no registry")
