@@ -60,6 +60,7 @@ _BITS: Final = 6
 _LEVELS: Final = 8
 _INSTANT: Final = pa.timestamp("us")
 _WHOLE: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_PLAIN: Final = ("text_value", "source_id")
 _WORDS: Final = ("encounter_id", "concept", "unit", "status", "source_id")
 _WRITING: Final[dict[str, Any]] = {"compression": "zstd", "compression_level": 1}
 _RISING: Final = ("subject_id", "time", "available_time", "arrival")
@@ -147,7 +148,8 @@ class ArchiveAccount:
 class Shard:
     """Some subjects, whole: ``encounters`` with ``ENCOUNTER_COLUMNS``, ``events`` cleaned and canonical.
 
-    String columns of the events are categoricals; rows stand by subject and time.
+    Text columns of the events are categoricals, but for ``text_value`` and ``source_id``, which seldom say the same
+    twice; rows stand by subject and time.
     """
 
     name: str
@@ -686,7 +688,7 @@ def _read_group(key: ShardKey, columns: list[str]) -> pa.Table:
     if "numeric_value" not in columns:
         names -= {"value"}
     path = _file(key.folder, "data", key.file)
-    words = [f.name for f in DATA if f.name in names and f.type == pa.string()]
+    words = [f.name for f in DATA if f.name in names - {*_PLAIN} and f.type == pa.string()]
     try:
         file = pq.ParquetFile(path, read_dictionary=words, memory_map=True)
         return file.read_row_group(key.group, columns=sorted(names), use_threads=False)
@@ -705,6 +707,8 @@ def _canonical(table: pa.Table, columns: list[str]) -> pd.DataFrame:
             made[name] = _times(table[name])
         elif name == "numeric_value":
             made[name] = _values(table)
+        elif name in _PLAIN:
+            made[name] = table[name].cast(pa.string()).to_pandas().astype("str")
         else:
             made[name] = _categories(table["source_subject_id" if name == "subject_id" else name])
     return pd.DataFrame(made, columns=columns)

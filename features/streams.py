@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Protocol
 from uuid import uuid4
@@ -34,9 +35,8 @@ GROUP_ROWS: Final = 8_192
 """Predictions built and written at once: 13 MB of a set of 400 features."""
 LONGEST: Final = timedelta(days=366)
 """A stay is scored no longer than this; a discharge years away is a typing error."""
-READ: Final = (
-    "encounter_id", "time", "available_time", "concept", "numeric_value", "text_value", "status", "source_id",
-)  # fmt: skip
+READ: Final = ("encounter_id", "time", "available_time", "concept", "numeric_value", "status", "source_id")
+"""Columns of the events that windows read."""
 
 _KEYS: Final = (
     pa.field("encounter_id", pa.dictionary(pa.int32(), pa.string())),
@@ -280,9 +280,7 @@ def _spread(
 
 
 def _write(features: FeatureSet, flat: FlatEvents, rows: pd.DataFrame, path: Path, threads: int) -> None:
-    numbers = [pa.field(name, pa.float32()) for name in features.names]
-    manifest = json.dumps(features.manifest(), sort_keys=True)
-    schema = pa.schema([*_KEYS, *numbers], metadata={"wardcast.features": manifest})
+    schema = _schema(features)
     how: dict[str, Any] = {
         "compression": "lz4",
         "use_dictionary": ["encounter_id"],
@@ -293,6 +291,13 @@ def _write(features: FeatureSet, flat: FlatEvents, rows: pd.DataFrame, path: Pat
             part = rows.iloc[first : first + GROUP_ROWS]
             matrix = features.build(flat, part, threads=threads)
             writer.write_table(_arrow(part, matrix, schema), row_group_size=len(part))
+
+
+@lru_cache(maxsize=8)
+def _schema(features: FeatureSet) -> pa.Schema:
+    numbers = [pa.field(name, pa.float32()) for name in features.names]
+    manifest = json.dumps(features.manifest(), sort_keys=True)
+    return pa.schema([*_KEYS, *numbers], metadata={"wardcast.features": manifest})
 
 
 def _arrow(rows: pd.DataFrame, matrix: npt.NDArray[np.float32], schema: pa.Schema) -> pa.Table:
