@@ -7,12 +7,16 @@ microseconds since the epoch, ``events.NAT`` for none.
 
 from __future__ import annotations
 
+import gzip
 import math
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import IO, Final, NamedTuple, cast
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -99,6 +103,24 @@ class Person:
     subject_id: str
     born: int = NAT
     sex: str = ""
+
+
+@contextmanager
+def unpacked(file: Path) -> Iterator[IO[bytes]]:
+    """A file to read bytes from, unpacked when it ends in ``.gz``.
+
+    Raises
+    ------
+    DataError
+        It cannot be opened, or is cut short or no gzip.
+    """
+    try:
+        with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as stream:
+            yield cast(IO[bytes], stream)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{file.name} could not be read ({type(error).__name__}). Is it a whole file?"
+        ) from None
 
 
 def zone(timezone: str) -> ZoneInfo:

@@ -21,17 +21,16 @@ Every other resource is counted. The mapping of a site is described in :mod:`fea
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from features.errors import DataError
 from features.sources import fhir_elements as element
 from features.sources.batch import ROWS, Batch, ReadAccount, Say, no_encounters, quiet
-from features.sources.facts import NEVER, Moment, Shelf, Stays, zone
+from features.sources.facts import NEVER, Moment, Shelf, Stays, unpacked, zone
 from features.sources.fhir_elements import Json, Known, codings, items, moment, obj, period, text
 from features.sources.fhir_resources import READ, Facts, Reading
 from features.sources.vocabulary import NO_MAP, SiteMap, site_map
@@ -165,17 +164,13 @@ def _files(path: Path) -> list[Path]:
 
 def _documents(file: Path) -> Iterator[tuple[bytes, bool]]:
     """The JSON texts of a file, and whether each is a line of many."""
-    with _open(file) as lines:
+    with unpacked(file) as lines:
         if file.name.lower().removesuffix(".gz").endswith(".json"):
             yield lines.read(), False
             return
         for line in lines:
             if line.strip():
                 yield line, True
-
-
-def _open(file: Path) -> IO[bytes]:
-    return gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb")  # type: ignore[return-value]
 
 
 def _parse(document: bytes) -> Any:

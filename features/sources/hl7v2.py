@@ -22,7 +22,7 @@ from zoneinfo import ZoneInfo
 from features.errors import DataError
 from features.sources import hl7v2_grammar as grammar
 from features.sources.batch import ROWS, Batch, ReadAccount, Say, no_encounters, quiet
-from features.sources.facts import LOCATION, Fact, Shelf, Stays, zone
+from features.sources.facts import LOCATION, Fact, Shelf, Stays, unpacked, zone
 from features.sources.hl7v2_grammar import Segment
 from features.sources.hl7v2_message import Parsed, Reading, opened
 from features.sources.hl7v2_orders import DRUG_SEGMENTS, Order, order_events
@@ -169,12 +169,8 @@ def _files(path: Path, account: ReadAccount) -> list[Path]:
 
 
 def _is_hl7(file: Path) -> bool:
-    try:
-        with grammar.opened(file) as stream:
-            head = stream.read(SNIFF)
-    except OSError:
-        return False
-    return MESSAGE.search(head) is not None
+    with unpacked(file) as stream:
+        return MESSAGE.search(stream.read(SNIFF)) is not None
 
 
 def _learn(parsed: Parsed, stays: Stays) -> None:

@@ -8,7 +8,6 @@ the wrong place; whatever it is, it is read as far as it goes.
 from __future__ import annotations
 
 import codecs
-import gzip
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import IO, Final
 from zoneinfo import ZoneInfo
 
 from features.errors import DataError
-from features.sources.facts import NEVER, Moment, bare_date, micros
+from features.sources.facts import NEVER, Moment, bare_date, micros, unpacked
 
 CHUNK: Final = 1 << 20
 LONGEST: Final = 64 << 20
@@ -135,7 +134,7 @@ def pieces(file: Path) -> Iterator[bytes]:
     DataError
         A piece is longer than any message can be.
     """
-    with opened(file) as stream:
+    with unpacked(file) as stream:
         yield from split(_chunks(stream), file.name)
 
 
@@ -164,11 +163,6 @@ def _whole(piece: bytes) -> Iterator[bytes]:
     bare = piece.strip(FRAME)
     if bare:
         yield bare
-
-
-def opened(file: Path) -> IO[bytes]:
-    """A file to read bytes from, unpacked when it ends in ``.gz``."""
-    return gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb")  # type: ignore[return-value]
 
 
 def _chunks(stream: IO[bytes]) -> Iterator[bytes]:

@@ -541,6 +541,14 @@ def test_what_holds_no_fhir_is_refused(tmp_path: Path):
         read(tmp_path, mapping=tmp_path / "site.toml")
 
 
+def test_a_packed_file_that_is_cut_short_is_refused(tmp_path: Path):
+    as_bulk_packed(tmp_path)
+    whole = (tmp_path / "all.ndjson.gz").read_bytes()
+    (tmp_path / "all.ndjson.gz").write_bytes(whole[:-20])
+    with pytest.raises(DataError, match=r"all\.ndjson\.gz could not be read"):
+        read(tmp_path)
+
+
 def test_batches_are_bounded_and_nothing_depends_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     many = [observation(id=f"o{k}", effectiveDateTime=f"2026-01-12T08:{k:02}:00Z") for k in range(20)]
     _, whole, _ = read_these(tmp_path, bundle(PATIENT, encounter(), *many))

@@ -528,6 +528,12 @@ def test_gzip_and_folders_are_read_and_other_files_left(tmp_path: Path):
     assert account.left["file", "not_hl7"] == 1
 
 
+def test_a_packed_file_that_is_cut_short_is_refused(tmp_path: Path):
+    (tmp_path / "a.hl7.gz").write_bytes(gzip.compress(b"".join(STORY) * 50)[:-20])
+    with pytest.raises(DataError, match=r"a\.hl7\.gz could not be read"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n"])
 def test_files_without_a_message_are_refused(tmp_path: Path, content: bytes):
     (tmp_path / "feed.hl7").write_bytes(content)
