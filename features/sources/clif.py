@@ -26,11 +26,12 @@ from features.events import ENCOUNTER_COLUMNS, NAT
 from features.sources.batch import ROWS, Batch, ReadAccount, Say, quiet
 from features.sources.facts import zone
 from features.sources.infusions import Weights, weighed
-from features.sources.journeys import Journey, admissions, follow, marks
+from features.sources.journeys import Journey, admissions, follow, placed
 from features.sources.stays import (
     DAY_US,
     LATEST_US,
     Ints,
+    Masks,
     Stays,
     coded,
     emit,
@@ -64,6 +65,7 @@ ICU_TYPES: Final = {
     "medical_icu": "medical", "cardiac_icu": "medical", "surgical_icu": "surgical", "cvicu_icu": "surgical",
     "cardiothoracic_surgical_icu": "surgical", "neurosurgical_icu": "surgical", "burn_icu": "surgical",
 }  # fmt: skip
+KINDS: Final = ("medical", "surgical")
 VASOPRESSORS: Final = (
     "norepinephrine", "epinephrine", "dopamine", "dobutamine", "phenylephrine", "milrinone", "vasopressin",
 )  # fmt: skip
@@ -83,10 +85,14 @@ READ: Final = (
 )  # fmt: skip
 NO_MOVES: Final = pd.DataFrame(
     {
-        "stay": pd.Series(dtype="int64"), "came": pd.Series(dtype=UTC_US), "went": pd.Series(dtype=UTC_US),
-        "where": pd.Series(dtype=object), "kind": pd.Series(dtype=object), "source_id": pd.Series(dtype="str"),
+        "stay": pd.Series(dtype="int64"),
+        "came": pd.Series(dtype=UTC_US),
+        "went": pd.Series(dtype=UTC_US),
+        "where": pd.Series(placed([])),
+        "kind": pd.Series(pd.Categorical([], categories=list(KINDS))),
+        "source_id": pd.Series(dtype="str"),
     }
-)  # fmt: skip
+)
 LATER: Final = ("output", "renal_replacement_therapy", "microbiology_culture")
 """Tables that not every version has: nothing is said when they are absent."""
 UNREAD: Final = (
@@ -196,7 +202,7 @@ def _opened(tables: Tables, account: ReadAccount, say: Say) -> _Reader:
     path = follow(rough, moves)
     first = np.where(path.first == NAT, admitted, np.minimum(path.first, admitted))
     stays = Stays(_encounter_table(table, moves, path, first), first, ends)
-    return _Reader(tables, account, say, stays, table, path.events)
+    return _Reader(tables, account, say, stays, table, path)
 
 
 def _hospitalizations(tables: Tables, account: ReadAccount, say: Say) -> pd.DataFrame:
@@ -228,14 +234,14 @@ def _skeleton(table: pd.DataFrame) -> pd.DataFrame:
 
 def _encounter_table(table: pd.DataFrame, moves: pd.DataFrame, path: Journey, first: Ints) -> pd.DataFrame:
     sex = _lower(table["sex"])
-    kinds = np.append(moves["kind"].map(ICU_TYPES).fillna("").to_numpy(object), "")
+    kinds = np.append(moves["kind"].cat.codes.to_numpy(), -1)[path.opening]
     return _skeleton(table).assign(
         encounter_class=path.kind,
         unit="",
         specialty="",
         age_years=table["age_at_admission"].to_numpy(np.float64),
         sex=np.where(sex.isin(["male", "female"]), sex, ""),
-        icu_type=kinds[path.opening],
+        icu_type=np.where(kinds < 0, "", np.array(KINDS, dtype=object)[kinds]),
         hospital_admission_time=since(first),
         icu_admission_time=since(path.icu),
     )
@@ -256,11 +262,16 @@ def _moves(tables: Tables, account: ReadAccount, say: Say, stays: Stays) -> pd.D
         frame, place = settle(
             frame, stays.place(frame["hospitalization_id"]), stays, account, name, time="in_dttm"
         )
-        where = _by_word(unify(frame["location_category"]), lambda w: PLACES.get(w, "other"))
+        where = _relabelled(unify(frame["location_category"]), lambda w: PLACES.get(w, "other"))
+        kind = _relabelled(unify(frame["location_type"]), lambda w: ICU_TYPES.get(w, ""))
         part = {
-            "stay": place, "came": frame["in_dttm"].array, "went": frame["out_dttm"].array, "where": where,
-            "kind": _by_word(unify(frame["location_type"])), "source_id": identity(name, frame, None).array,
-        }  # fmt: skip
+            "stay": place,
+            "came": frame["in_dttm"].array,
+            "went": frame["out_dttm"].array,
+            "where": placed(where.array),
+            "kind": kind.cat.set_categories(list(KINDS)).array,
+            "source_id": identity(name, frame, None).array,
+        }
         parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True) if len(parts) > 1 else NO_MOVES
 
@@ -273,8 +284,7 @@ class _Reader:
     stays: Stays
     table: pd.DataFrame
     """Hospitalizations in the order of ``stays``, with ``sex`` and time of death; its index is the row."""
-    moves: pd.DataFrame
-    """Events of where the patients were."""
+    journey: Journey
 
     def pieces(
         self,
@@ -311,32 +321,25 @@ class _Reader:
         return frame.assign(code=coded(SYSTEM, unify(frame[column])))
 
     def encounters(self) -> Iterator[Batch]:
-        """The stays, where the patients were, and how the stays ended."""
-        name = "hospitalization"
-        source = identity(f"clif_{name}", self.table, None)
+        """The stays, how they began and ended, and where the patients were."""
+        source = identity("clif_hospitalization", self.table, None)
         admitted, ended = micros_of(self.table["admission_dttm"]), micros_of(self.table["discharge_dttm"])
         yield from self.stays.batches()
-        yield from self._sliced(
-            name, stacked([admissions(self.stays, admitted, ended, source), self._deaths(source)])
-        )
-        yield from self._sliced("adt", self.moves)
+        for events in admissions(self.stays, admitted, ended, self._dead(admitted, ended), source):
+            yield from self.emit("hospitalization", events)
+        for events in self.journey.pieces():
+            yield from self.emit("adt", events)
 
-    def _sliced(self, name: str, events: pd.DataFrame) -> Iterator[Batch]:
-        for first in range(0, len(events), ROWS):
-            yield from self.emit(name, events.iloc[first : first + ROWS].reset_index(drop=True))
-
-    def _deaths(self, source: pd.Series) -> pd.DataFrame:
-        """Deaths in hospital, at the end of the stay: many sites know only the date of ``death_dttm``."""
-        died, table = micros_of(self.table["died"]), self.table
-        expired = _lower(table["discharge_category"]) == "expired"
-        begun, ended = micros_of(table["admission_dttm"]), micros_of(table["discharge_dttm"])
-        inside = (died != NAT) & (died >= begun) & (died <= ended)
-        dead = (expired | inside) & (ended != NAT)
+    def _dead(self, admitted: Ints, ended: Ints) -> Masks:
+        """Who died in hospital. The death is put at the end: many sites know only the date of ``death_dttm``."""
+        died = micros_of(self.table["died"])
+        expired = _lower(self.table["discharge_category"]).eq("expired").to_numpy(bool)
+        dead: Masks = expired | ((died != NAT) & (died >= admitted) & (died <= ended))
         if dead.any():
             self.account.note(
                 "Deaths in hospital are put at the end of the stay: often only their date is known."
             )
-        return marks(self.stays, np.arange(len(table)), ended, "death", source, dead)
+        return dead
 
     def vitals(self) -> Iterator[Batch]:
         columns: dict[str, Kind] = {"vital_category": "text", "vital_value": "number"}
@@ -359,7 +362,7 @@ class _Reader:
             frame = leave(frame, silent, self.account, "clif_labs", "no_value")
             events = self.facts(
                 "labs", frame, "lab_collect_dttm", frame["code"],
-                available=_not_before(frame["lab_result_dttm"], frame["lab_collect_dttm"]),
+                available=_known_later(frame["lab_result_dttm"], frame["lab_collect_dttm"]),
                 value=frame["lab_value_numeric"],
                 text=frame["lab_value"].where(frame["lab_value_numeric"].isna()),
                 unit=frame["reference_unit"],
@@ -496,7 +499,7 @@ class _Reader:
         """All plausible weights, read when the first infusion is met."""
         columns: dict[str, Kind] = {"vital_category": "text", "vital_value": "number"}
         # Counted and told when the vital signs themselves were read.
-        silent = _Reader(self.tables, ReadAccount(), quiet, self.stays, self.table, self.moves)
+        silent = _Reader(self.tables, ReadAccount(), quiet, self.stays, self.table, self.journey)
         weights = Weights()
         for frame in silent.pieces("vitals", "recorded_dttm", columns):
             frame = frame[_by_word(unify(frame["vital_category"])) == "weight_kg"]
@@ -546,7 +549,7 @@ class _Reader:
     def _specimens(self, frame: pd.DataFrame) -> list[pd.DataFrame]:
         new, grown = frame[~frame["again"]], frame[frame["grew"]]
         blood = new[new["fluid"].astype("str").str.startswith("blood")]
-        known = _not_before(grown["result_dttm"], grown["collect_dttm"])
+        known = _known_later(grown["result_dttm"], grown["collect_dttm"])
         return [
             self._specimen(new, "culture", text=new["fluid"]),
             self._specimen(blood, "blood_culture", text=blood["fluid"]),
@@ -607,6 +610,6 @@ def _lower(words: pd.Series) -> pd.Series:
     return words.astype("str").str.strip().str.lower()
 
 
-def _not_before(available: pd.Series, time: pd.Series) -> pd.Series:
-    """When something became known, at the earliest when it happened; missing stays missing."""
-    return available.where(available.isna() | (available >= time), time)
+def _known_later(available: pd.Series, time: pd.Series) -> pd.Series:
+    """When something became known; left to the policy where that is not after it happened: nothing is known at once."""
+    return available.where(available > time)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from features.events import NAT
+from features.sources.batch import ROWS
 from features.sources.stays import LATEST_US, Ints, Masks, Stays, facts, micros_of, since, stacked
+
+PLACES: Final = ("ed", "ward", "icu", "stepdown", "procedural", "l&d", "other")
+"""Words of ``WARDCAST//location`` but for ``left``; texts.csv numbers them."""
 
 
 @dataclass(frozen=True)
@@ -19,20 +24,40 @@ class Journey:
 
     Attributes
     ----------
-    events : DataFrame of ``WARDCAST//location``, ``icu_discharge`` and ``ed_arrival``
     first, icu : int64 microseconds, shape (n_stays,)
         First time anywhere and first time in intensive care; ``events.NAT`` where never.
     kind : object array, shape (n_stays,)
         ``icu`` (ever there), ``ed`` (nowhere else) or ``ward``.
     opening : int64, shape (n_stays,)
-        Which row of ``moves`` was the first in intensive care, -1 where none.
+        Which row of the given moves was the first in intensive care, -1 where none.
     """
 
-    events: pd.DataFrame
     first: Ints
     icu: Ints
     kind: npt.NDArray[Any]
     opening: Ints
+    _stays: Stays
+    _moves: pd.DataFrame
+    """By stay and time, with ``ends`` of intensive care (``NAT`` where it goes on) and ``arrives`` by emergency."""
+
+    def pieces(self) -> Iterator[pd.DataFrame]:
+        """The events ``WARDCAST//location``, ``icu_discharge`` and ``ed_arrival``, some hundred thousand at a time."""
+        for first in range(0, len(self._moves), ROWS // 2):
+            moves = self._moves.iloc[first : first + ROWS // 2]
+            stay, ends, at = _ints(moves["stay"]), _ints(moves["ends"]), moves["came"]
+            where, source, came = moves["where"], moves["source_id"], micros_of(at)
+            located = facts(
+                self._stays,
+                stay,
+                time=at,
+                available=at,
+                code="WARDCAST//location",
+                text=where,
+                source_id=source,
+            )
+            left = marks(self._stays, stay, ends, "icu_discharge", source, ends != NAT)
+            arrived = marks(self._stays, stay, came, "ed_arrival", source, moves["arrives"].to_numpy(bool))
+            yield stacked([located, left, arrived])
 
 
 def follow(stays: Stays, moves: pd.DataFrame) -> Journey:
@@ -42,43 +67,42 @@ def follow(stays: Stays, moves: pd.DataFrame) -> Journey:
     ----------
     moves : DataFrame, rows in any order
         ``stay`` (its place in ``stays``), ``came``, ``went`` (``datetime64[us, UTC]``; ``went`` may be missing),
-        ``where`` (ed, ward, icu, stepdown, procedural, l&d or other) and ``source_id``.
+        ``where`` (words of :data:`PLACES`, best as :func:`placed`) and ``source_id``. Of moves of one instant, the
+        later row is the later move.
 
     Notes
     -----
     Intensive care ends when the next place is another one: from unit to unit is no discharge. Where nothing says when
     the last row there ended, it ended with the stay.
     """
-    order = np.lexsort((moves["source_id"].to_numpy(object), micros_of(moves["came"]), moves["stay"]))
+    order = np.lexsort((micros_of(moves["came"]), moves["stay"]))
     moves = moves.iloc[order].reset_index(drop=True)
-    stay, where = moves["stay"].to_numpy(np.int64), moves["where"].to_numpy(object)
+    stay, where = _ints(moves["stay"]), placed(moves["where"])
+    in_icu, in_ed = np.asarray(where == "icu"), np.asarray(where == "ed")
     came, went = micros_of(moves["came"]), micros_of(moves["went"])
-    goes_on = np.append(stay[1:] == stay[:-1], np.zeros(min(len(stay), 1), bool))
-    opens = np.ones(len(stay), bool)
-    opens[1:] = ~goes_on[:-1]
-    stays_in_icu = np.append((where[1:] == "icu") & goes_on[:-1], np.zeros(min(len(stay), 1), bool))
-    ends = np.where(went == NAT, stays.end[stay], went)
-    leaves = (where == "icu") & ~stays_in_icu & (ends < LATEST_US)
-    located = facts(
-        stays, stay, time=moves["came"], available=moves["came"], code="WARDCAST//location", text=where,
-        source_id=moves["source_id"],
-    )  # fmt: skip
-    parts = [
-        located,
-        marks(stays, stay, ends, "icu_discharge", moves["source_id"], leaves),
-        marks(stays, stay, came, "ed_arrival", moves["source_id"], opens & (where == "ed")),
-    ]
+    none = np.zeros(min(len(stay), 1), bool)
+    goes_on = np.append(stay[1:] == stay[:-1], none)
+    remains = np.append(in_icu[1:] & goes_on[:-1], none)
+    over = np.where(went == NAT, stays.end[stay], went)
+    leaves = in_icu & ~remains & (over < LATEST_US)
+    opens = ~np.append(none, goes_on[:-1])
     count = len(stays.encounters)
     opening = np.full(count, -1, np.int64)
-    in_icu = np.flatnonzero(where == "icu")[::-1]
-    opening[stay[in_icu]] = order[in_icu]
+    last_first = np.flatnonzero(in_icu)[::-1]
+    opening[stay[last_first]] = order[last_first]
     return Journey(
-        stacked(parts),
         first=_earliest(stay, came, np.ones(len(stay), bool), count),
-        icu=_earliest(stay, came, where == "icu", count),
-        kind=_kinds(stay, where, count),
+        icu=_earliest(stay, came, in_icu, count),
+        kind=_kinds(stay, in_icu, in_ed, count),
         opening=opening,
+        _stays=stays,
+        _moves=moves.assign(where=where, ends=np.where(leaves, over, NAT), arrives=opens & in_ed),
     )
+
+
+def placed(words: Any) -> pd.Categorical[str]:
+    """Places as a categorical of :data:`PLACES`: a byte a row, and the same type in every piece of a table."""
+    return pd.Categorical(words, categories=pd.Index(PLACES, dtype="str"))
 
 
 def marks(
@@ -92,24 +116,35 @@ def marks(
     )  # fmt: skip
 
 
-def admissions(stays: Stays, admitted: Ints, ended: Ints, source_id: pd.Series) -> pd.DataFrame:
-    """``hospital_admission``, ``hospital_discharge`` and the location ``left``, each where its time is known.
+def admissions(
+    stays: Stays, admitted: Ints, ended: Ints, dead: Masks, source_id: pd.Series
+) -> Iterator[pd.DataFrame]:
+    """``hospital_admission``, ``hospital_discharge`` with the location ``left``, and ``death`` at it, piece by piece.
 
-    ``admitted`` and ``ended`` are int64 microseconds by stay, ``events.NAT`` where unknown.
+    ``admitted`` and ``ended`` are int64 microseconds by stay, ``events.NAT`` where unknown; ``dead`` says who died.
     """
-    every, over = np.arange(len(admitted)), ended != NAT
-    gone = since(ended[over])
-    left = facts(
-        stays, every[over], time=gone, available=gone, code="WARDCAST//location", text="left",
-        source_id=source_id[over],
-    )  # fmt: skip
-    return stacked(
-        [
-            marks(stays, every, admitted, "hospital_admission", source_id, admitted != NAT),
-            marks(stays, every, ended, "hospital_discharge", source_id, over),
-            left,
-        ]
-    )
+    for first in range(0, len(admitted), ROWS // 4):
+        some = slice(first, first + ROWS // 4)
+        stay = np.arange(len(admitted))[some]
+        begun, gone, source = admitted[some], ended[some], source_id.iloc[some]
+        over = gone != NAT
+        left_at = since(gone[over])
+        left = facts(
+            stays, stay[over], time=left_at, available=left_at, code="WARDCAST//location", text="left",
+            source_id=source[over],
+        )  # fmt: skip
+        yield stacked(
+            [
+                marks(stays, stay, begun, "hospital_admission", source, begun != NAT),
+                marks(stays, stay, gone, "hospital_discharge", source, over),
+                marks(stays, stay, gone, "death", source, over & dead[some]),
+                left,
+            ]
+        )
+
+
+def _ints(column: pd.Series) -> Ints:
+    return column.to_numpy(np.int64)
 
 
 def _earliest(stay: Ints, at: Ints, mask: Masks, count: int) -> Ints:
@@ -118,9 +153,9 @@ def _earliest(stay: Ints, at: Ints, mask: Masks, count: int) -> Ints:
     return np.where(first == LATEST_US, NAT, first)
 
 
-def _kinds(stay: Ints, where: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+def _kinds(stay: Ints, in_icu: Masks, in_ed: Masks, count: int) -> npt.NDArray[Any]:
     icu, elsewhere, anywhere = (np.zeros(count, bool) for _ in range(3))
-    icu[stay[where == "icu"]] = True
-    elsewhere[stay[where != "ed"]] = True
+    icu[stay[in_icu]] = True
+    elsewhere[stay[~in_ed]] = True
     anywhere[stay] = True
     return np.select([icu, anywhere & ~elsewhere], ["icu", "ed"], "ward").astype(object)

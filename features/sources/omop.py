@@ -20,10 +20,10 @@ from features.clock import UTC_US
 from features.concepts import loader
 from features.errors import DataError
 from features.events import ENCOUNTER_COLUMNS, NAT
-from features.sources.batch import ROWS, Batch, ReadAccount, Say, quiet
+from features.sources.batch import Batch, ReadAccount, Say, quiet
 from features.sources.facts import zone
 from features.sources.infusions import MASSES, Weights, weighed
-from features.sources.journeys import Journey, admissions, follow, marks
+from features.sources.journeys import Journey, admissions, follow, marks, placed
 from features.sources.omop_vocabulary import Vocabulary, asked_once, known, vocabulary, words_of
 from features.sources.stays import (
     DAY_US,
@@ -94,8 +94,9 @@ def batches(
     stays = Stays(_encounters(visits, journey), rough.start, rough.end)
     yield from stays.batches()
     reader = _Reader(tables, account, say, stays, vocabulary(tables, account, say, site))
-    yield from reader.sliced("visit_occurrence", _bounds(stays, visits))
-    yield from reader.sliced("visit_detail", journey.events)
+    yield from reader.bounds(visits)
+    for events in journey.pieces():
+        yield from reader.emit("visit_detail" if tables.has("visit_detail") else "visit_occurrence", events)
     # Weights among the measurements are needed for the rates of infusions.
     for table in RESULTS:
         yield from reader.results(table)
@@ -190,14 +191,6 @@ def _encounters(visits: pd.DataFrame, journey: Journey) -> pd.DataFrame:
     )
 
 
-def _bounds(stays: Stays, visits: pd.DataFrame) -> pd.DataFrame:
-    source = identity("visit_occurrence", visits, "visit_occurrence_id")
-    begin, end = micros_of(visits["begin"]), micros_of(visits["end"])
-    dead = visits["died"].to_numpy(bool) & (end != NAT)
-    every = np.arange(len(visits))
-    return stacked([admissions(stays, begin, end, source), marks(stays, every, end, "death", source, dead)])
-
-
 def _moves(
     tables: Tables, account: ReadAccount, say: Say, stays: Stays, visits: pd.DataFrame, site: SiteMap
 ) -> pd.DataFrame:
@@ -215,10 +208,13 @@ def _rough_moves(visits: pd.DataFrame) -> pd.DataFrame:
     where = visits["visit_concept_id"].map(known("place")).fillna("ward").to_numpy(object)
     return pd.DataFrame(
         {
-            "stay": np.arange(len(visits)), "came": visits["begin"].array, "went": visits["end"].array, "where": where,
+            "stay": np.arange(len(visits)),
+            "came": visits["begin"].array,
+            "went": visits["end"].array,
+            "where": placed(where),
             "source_id": identity("visit_occurrence", visits, "visit_occurrence_id").array,
         }
-    )  # fmt: skip
+    )
 
 
 def _care_sites(tables: Tables, account: ReadAccount, say: Say) -> dict[str, str]:
@@ -275,7 +271,7 @@ class _Details:
         whole &= frame["care_site_id"].isna().to_numpy()
         part = {
             "stay": place, "came": frame["time"].array, "went": frame["went"].array,
-            "where": where.astype(object).array, "source_id": identity(name, frame, "visit_detail_id").array,
+            "where": placed(where.array), "source_id": identity(name, frame, "visit_detail_id").array,
         }  # fmt: skip
         moves = leave(pd.DataFrame(part), whole, self.account, name, "whole_visit")
         return leave(moves, moves["where"].isna(), self.account, name, "no_place")
@@ -365,9 +361,12 @@ class _Reader:
     def emit(self, name: str, *events: pd.DataFrame) -> Iterator[Batch]:
         return emit(stacked(events), self.account, name)
 
-    def sliced(self, name: str, events: pd.DataFrame) -> Iterator[Batch]:
-        for first in range(0, len(events), ROWS):
-            yield from self.emit(name, events.iloc[first : first + ROWS].reset_index(drop=True))
+    def bounds(self, visits: pd.DataFrame) -> Iterator[Batch]:
+        """How the visits began and ended."""
+        source = identity("visit_occurrence", visits, "visit_occurrence_id")
+        begin, end, dead = micros_of(visits["begin"]), micros_of(visits["end"]), visits["died"].to_numpy(bool)
+        for events in admissions(self.stays, begin, end, dead, source):
+            yield from self.emit("visit_occurrence", events)
 
     def results(self, name: str) -> Iterator[Batch]:
         """Measurements or observations: a number, words, or a number with a limit such as ``<0.01``."""
