@@ -165,7 +165,8 @@ def contradictions(events: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     paired = {c for pair in loader.orders() for c in pair}
     rows = np.flatnonzero(np.array([c in paired for c in labels])[code] & stands)
     if rows.size:
-        wrong[rows] = _contradictory(events.take(rows), np.array(labels, dtype=object)[code[rows]])
+        facts = events[["encounter_id", "time", "available_time", "numeric_value"]].take(rows)
+        wrong[rows] = _contradictory(facts, np.array(labels, dtype=object)[code[rows]])
     aside = np.flatnonzero(wrong)
     kept = events.take(np.flatnonzero(~wrong)) if aside.size else events
     return kept.reset_index(drop=True), pd.DataFrame({"position": aside, "reason": CONTRADICTION})
@@ -173,10 +174,10 @@ def contradictions(events: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _contradictory(events: pd.DataFrame, concept: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Which of these facts some order contradicts at their instant."""
-    instant = events.groupby(
-        ["encounter_id", "time", "available_time"], observed=True, dropna=False, sort=False
-    )
-    place = instant.ngroup().to_numpy()
+    place = _factorize(events["encounter_id"])[0]
+    for column in ("time", "available_time"):
+        instant, instants = pd.factorize(events[column].array.asi8)
+        place = pd.factorize(place * len(instants) + instant)[0]
     value = events["numeric_value"].to_numpy(dtype=np.float64)
     wrong = np.zeros(len(events), np.bool_)
     for lower, upper in loader.orders():

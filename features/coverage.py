@@ -97,7 +97,8 @@ def tally(events: pd.DataFrame, encounters: int) -> Tally:
     used = events[events["concept"].notna() & (events["status"] != "deleted")]
     if not len(used):
         return nothing() + Tally(encounters, nothing().concepts, nothing().gaps)
-    concept, names = pd.factorize(used["concept"].astype("str"), sort=True)
+    kinds = used["concept"].astype("category").cat.remove_unused_categories().cat
+    concept, names = kinds.codes.to_numpy().astype(np.int64), [str(c) for c in kinds.categories]
     stay, _ = pd.factorize(used["encounter_id"])
     time = used["time"].array.asi8
     delay = np.array([loader.concepts()[n].available_after_min * 60e6 for n in names])[concept]
