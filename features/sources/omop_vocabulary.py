@@ -1,7 +1,7 @@
 """What OMOP concept identifiers mean: by ``omop_concepts.csv``, and by the concept table of an extract.
 
 A standard vocabulary holds millions of concepts. Kept are those that a reader can need: LOINC codes, units, specimens,
-answers, and drugs that are antimicrobial or vasoactive.
+answers, and those drugs given that are antimicrobial or vasoactive.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ SOURCE: Final = "OMOP_SOURCE"
 NAMES: Final = ("concept", "2b_concept")
 """Concept table, and the one of local concepts that the MIMIC-IV export adds."""
 RELATIONS: Final = ("concept_relationship", "2b_concept_relationship")
+CONCEPTS: Final[dict[str, Kind]] = {
+    "concept_id": "id", "concept_name": "key", "domain_id": "text", "vocabulary_id": "text", "concept_code": "key",
+}  # fmt: skip
 NAMED_DOMAINS: Final = ("Specimen", "Meas Value")
 
 
@@ -48,7 +51,7 @@ class Vocabulary:
     names : of specimens, answers and the drugs that matter
     loinc : LOINC code
     units : code of the unit, UCUM where the extract uses it
-    drugs : identifiers of all drugs that have a name, whether they matter or not
+    drugs : identifiers of the drugs given that have a name, whether they matter or not
     site : what the site says of its own codes and units
     """
 
@@ -103,54 +106,75 @@ class Vocabulary:
 
 
 def vocabulary(tables: Tables, account: ReadAccount, say: Say = quiet, site: SiteMap = NO_MAP) -> Vocabulary:
-    """Read the concept tables of a folder, as far as there are any."""
+    """Read the concept tables of a folder, as far as there are any; of drugs, only those that were given."""
     found = Vocabulary(site=site)
-    columns: dict[str, Kind] = {
-        "concept_id": "id", "concept_name": "key", "domain_id": "text", "vocabulary_id": "text",
-        "concept_code": "key",
-    }  # fmt: skip
     present = [name for name in NAMES if tables.has(name)]
-    for name in present:
-        for frame in tables.stream(name, columns, account=account, say=say):
-            _take(found, frame)
-        account.leave(name, "is_vocabulary", account.rows[name])
     if not present:
         account.note("No concept table: concepts are known by the identifiers in concepts/codes only.")
+        return found
+    given = _mentioned(tables, "drug_exposure", ("drug_concept_id", "drug_source_concept_id"))
+    taken = _mentioned(tables, "specimen", ("specimen_concept_id",))
+    for name in present:
+        for frame in tables.stream(name, CONCEPTS, account=account, say=say):
+            _take(found, frame, given)
+        account.leave(name, "is_vocabulary", account.rows[name])
+    nameless = (given - found.drugs) | (taken - set(found.names))
     for name in RELATIONS:
-        if tables.has(name) and found.names:
-            _follow_maps(found, tables, name, account, say)
+        if nameless and tables.has(name):
+            local = _mapped_to(nameless, tables, name, account, say)
+            account.leave(name, "is_vocabulary", account.rows[name])
+            _name_by_local(found, local, taken, tables, present)
     return found
 
 
-def _take(found: Vocabulary, frame: pd.DataFrame) -> None:
+def _mentioned(tables: Tables, name: str, columns: tuple[str, ...]) -> set[str]:
+    """Concepts in some columns of a table: a standard vocabulary knows millions, a hospital some thousands."""
+    found: set[str] = set()
+    if tables.has(name):
+        asked: dict[str, Kind] = dict.fromkeys(columns, "id")
+        for frame in tables.stream(name, asked, optional=columns):
+            for column in columns:
+                found.update(frame[column].cat.categories)
+    return found - {"0"}
+
+
+def _take(found: Vocabulary, frame: pd.DataFrame, given: set[str]) -> None:
     domain, system = frame["domain_id"].astype("str"), frame["vocabulary_id"].astype("str")
-    ids = frame["concept_id"].astype("str")
-    named, code = frame["concept_name"], frame["concept_code"]
-
-    def some(mask: pd.Series, values: pd.Series) -> dict[str, str]:
-        chosen = mask & ids.notna() & values.notna()
-        return dict(zip(ids[chosen], values[chosen], strict=True))
-
-    found.loinc.update(some(system == "LOINC", code))
-    found.units.update(some(domain == "Unit", code))
-    found.names.update(some(domain.isin(NAMED_DOMAINS), named))
-    drugs = some(domain == "Drug", named)
+    found.loinc.update(_pairs(frame, system == "LOINC", "concept_code"))
+    found.units.update(_pairs(frame, domain == "Unit", "concept_code"))
+    found.names.update(_pairs(frame, domain.isin(NAMED_DOMAINS), "concept_name"))
+    drugs = _pairs(frame, frame["concept_id"].isin(given), "concept_name")
     found.drugs.update(drugs)
     found.names.update({k: v for k, v in drugs.items() if antimicrobial(v) or vasoactive(v)})
 
 
-def _follow_maps(found: Vocabulary, tables: Tables, name: str, account: ReadAccount, say: Say) -> None:
-    """Name standard concepts that have no row by a local concept that maps to them."""
+def _pairs(frame: pd.DataFrame, mask: pd.Series, column: str) -> dict[str, str]:
+    some = frame.loc[mask, ["concept_id", column]].dropna()
+    return dict(zip(some["concept_id"].astype("str"), some[column], strict=True))
+
+
+def _mapped_to(wanted: set[str], tables: Tables, name: str, account: ReadAccount, say: Say) -> dict[str, str]:
+    """Concepts that map to one of the wanted, by identifier; the first of several to the same."""
     columns: dict[str, Kind] = {"concept_id_1": "id", "concept_id_2": "id", "relationship_id": "text"}
+    local: dict[str, str] = {}
     for frame in tables.stream(name, columns, account=account, say=say):
-        maps = frame[(frame["relationship_id"] == "Maps to").to_numpy(bool)]
-        maps = maps[["concept_id_1", "concept_id_2"]].astype("str").dropna()
-        for local, standard in maps.itertuples(index=False):
-            if local in found.names:
-                found.names.setdefault(standard, found.names[local])
-            if local in found.drugs:
-                found.drugs.add(standard)
-    account.leave(name, "is_vocabulary", account.rows[name])
+        maps = frame[(frame["relationship_id"] == "Maps to") & frame["concept_id_2"].isin(wanted)]
+        for one, standard in maps[["concept_id_1", "concept_id_2"]].astype("str").itertuples(index=False):
+            if one != standard:
+                local.setdefault(one, standard)
+    return local
+
+
+def _name_by_local(
+    found: Vocabulary, local: dict[str, str], specimens: set[str], tables: Tables, names: list[str]
+) -> None:
+    """Name standard drugs and specimens that have no row by the local ones that map to them; the shortest name."""
+    for name in names:
+        for frame in tables.stream(name, CONCEPTS):
+            for one, word in _pairs(frame, frame["concept_id"].isin(local), "concept_name").items():
+                found.drugs.add(local[one])
+                if local[one] in specimens or antimicrobial(word) or vasoactive(word):
+                    found.names[local[one]] = min(found.names.get(local[one], word), word, key=len)
 
 
 def asked_once(frame: pd.DataFrame, columns: list[str], call: Callable[..., Any]) -> tuple[Ints, list[Any]]:

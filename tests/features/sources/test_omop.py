@@ -612,6 +612,11 @@ def test_the_demo_is_the_patients_of_the_other_formats(demo: Reading) -> None:
 
 
 @pytest.mark.data
+def test_specimens_of_the_demo_are_named_by_the_local_concepts_that_map_to_them(demo: Reading) -> None:
+    assert len(demo.of("OMOP_SPEC//URINE")) > 0
+
+
+@pytest.mark.data
 def test_local_codes_of_the_demo_are_known_by_their_own_concepts(data_dir: Path) -> None:
     """The large tables are absent, but the codes that they hold stand in the concept table."""
     table = pd.read_parquet(data_dir / "tinyehr" / "tinyehr_omop_format" / "2b_concept.parquet")
