@@ -64,6 +64,8 @@ class Stays:
         self._subject, self._subjects = np.asarray(subject, dtype=np.int64), pd.Index(subjects, dtype="str")
         self._order = np.lexsort((start, self._subject))
         self._keys = self._key(self._subject[self._order], start[self._order])
+        ends = pd.Series(end[self._order])
+        self._furthest: Ints = ends.groupby(self._subject[self._order]).cummax().to_numpy(dtype=np.int64)
 
     @staticmethod
     def _key(subject: Ints, micros: Ints) -> Ints:
@@ -78,14 +80,20 @@ class Stays:
 
         Of two that overlap, the one that began last.
         """
-        if not len(self._order):
-            return np.full(len(micros), -1, dtype=np.int64)
         subject = looked_up(subject_ids, self._subjects)
+        found = np.full(len(micros), -1, dtype=np.int64)
         last = np.searchsorted(self._keys, self._key(subject, micros), side="right") - 1
-        place = self._order[np.maximum(last, 0)]
-        inside = (last >= 0) & (subject >= 0) & (self._subject[place] == subject)
-        inside &= (micros >= self.start[place]) & (micros <= self.end[place])
-        return np.where(inside, place, -1)
+        rows = np.flatnonzero((subject >= 0) & (last >= 0))
+        while len(rows):
+            spot = last[rows]
+            place = self._order[spot]
+            # Going back in time, until nothing of this person that began earlier lasts so long.
+            rows_left = (self._subject[place] == subject[rows]) & (self._furthest[spot] >= micros[rows])
+            inside = rows_left & (micros[rows] >= self.start[place]) & (micros[rows] <= self.end[place])
+            found[rows[inside]] = place[inside]
+            last[rows] -= 1
+            rows = rows[rows_left & ~inside & (last[rows] >= 0)]
+        return found
 
     def place_of_rows(self, frame: pd.DataFrame, encounter: str, subject: str, time: str) -> Ints:
         """The place of each row: of the encounter that it names, else of the person's stay that spans its time.
@@ -358,7 +366,7 @@ def marked(*columns: Any) -> npt.NDArray[np.uint64]:
     values = [pd.Series(c).reset_index(drop=True) for c in columns]
     plain = [v.astype("str").fillna("") if not pd.api.types.is_numeric_dtype(v.dtype) else v for v in values]
     marks = pd.util.hash_pandas_object(pd.DataFrame(dict(enumerate(plain))), index=False)
-    return marks.to_numpy(np.uint64)
+    return np.asarray(marks.to_numpy(), dtype=np.uint64)
 
 
 class Seen:

@@ -39,7 +39,7 @@ Kind = Literal["id", "text", "key", "time", "number"]
 SUFFIXES: Final = (".parquet", ".csv", ".csv.gz")
 """In order of preference, where one folder holds a table in several formats."""
 DEEPEST: Final = 2
-BLOCK_BYTES: Final = 8 << 20
+BLOCK_BYTES: Final = 2 << 20
 """How much text of a CSV is parsed at once; with ``ROWS`` this bounds memory whatever the size of a table."""
 BUFFER_BYTES: Final = 1 << 20
 NOTHING: Final = ("", "NULL", "null", "NaN", "nan", "NA", "\\N")
