@@ -399,7 +399,7 @@ def inputs(reading: Reading, table: str, *, key: str | None) -> Iterator[Batch]:
     A dose of an antibiotic is an event of that concept, as in the tables of orders.
     The end of a row is no event where another row of the same drug goes on. Cancelled and rewritten rows are left.
     """
-    columns = {**INPUTS, **({key: "key"} if key else {})}
+    columns: Columns = {**INPUTS, **({key: "key"} if key else {})}
     optional = ("patientweight", "statusdescription", "cancelreason", "storetime")
     running = _running(reading, table, "MIMIC_INPUT", rates=True)
     doses = _antibiotic_items(reading)
@@ -524,7 +524,7 @@ def procedures(reading: Reading, table: str, *, key: str | None) -> Iterator[Bat
 
     The store time is that of the last change, often after the end: a start is then visible late rather than early.
     """
-    columns = {**PROCEDURES, **({key: "key"} if key else {})}
+    columns: Columns = {**PROCEDURES, **({key: "key"} if key else {})}
     optional = ("statusdescription", "cancelreason", "storetime", "endtime")
     running = _running(reading, table, "MIMIC_PROCEDURE", rates=False)
     for frame in reading.rows(table, columns, optional=optional):
