@@ -2,12 +2,19 @@
 
 Every loop is nogil, single-threaded and free of fast-math, so a row's bits depend on nothing but the row's own events.
 The compiled code is cached beside the module: the second process starts in half a second.
+
+Two roads lead to a window. :func:`_walk` rescans it, newest event first, and can do everything: two clocks in any
+order, revisions, resampling. :func:`_slide` serves the usual case, in which the events that may be read at a time are
+always the first so many of their concept: two positions then mark the window, and smallest, largest and sum come from
+tables made once for all rows. Both roads give the same bits, because every statistic is defined by what is in the
+window and not by how it was reached: the order of counting does not matter to smallest, largest and count, and sums are
+exact (:func:`_split`); spread, slope and the mean weighted by time are added up newest first on either road.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
@@ -15,9 +22,13 @@ import numpy.typing as npt
 
 F = TypeVar("F", bound=Callable[..., Any])
 Ints = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
 
-HOUR = 3_600_000_000.0
+PER_HOUR = 1 / 3_600_000_000.0
+FAR = np.iinfo(np.int64).max
+"""Later than any time; as a lookback, the whole encounter."""
 
 LAST, SINCE, COUNT, MIN, MAX, MEAN, STD, SLOPE, FIRST, DELTA, DELTA_FIRST, SUM, TWMEAN = range(13)
 """Statistic numbers, in the order of ``windows.STATISTICS``."""
@@ -25,16 +36,35 @@ LAST, SINCE, COUNT, MIN, MAX, MEAN, STD, SLOPE, FIRST, DELTA, DELTA_FIRST, SUM, 
 ALL = np.iinfo(np.int64).max
 """Depth of a window that must see every one of its events."""
 
-MOMENTS, TREND, WEIGHTED = 1, 2, 4
-"""Bits that say which sums a concept's windows ask for."""
+EXTREMES, MOMENTS, TREND, WEIGHTED = 1, 2, 4, 8
+"""Bits that say what a concept's windows ask for beside counts and sums."""
+AMOUNT, LATEST, TALLY = 1, 2, 4
+"""Bits that say what one level asks for: count, mean, min, max; last and its age; anything else."""
+
+ZERO, ONE, TWO = (
+    np.uint64(0),
+    np.uint64(1),
+    np.uint64(2),
+)  # typed: numba turns an unsigned and a signed integer into a float
+LONGEST = 65_536
+"""More events than this of one concept in one encounter are walked: the tables would grow too large."""
+FEWEST = 3
+"""Fewer rows than this are walked: the tables would cost more than they save."""
+PAGE = 1 << 20
+"""Output cells finished in the cache before they go out to memory."""
 
 
 def compiled(function: F) -> F:
     """Compile on first use and keep the result on disk; typed, which numba's own decorator is not."""
     try:
-        return cast(F, numba.njit(cache=True, nogil=True)(function))
+        return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
     except RuntimeError:  # nowhere to write: a read-only image compiles in memory, once a process
-        return cast(F, numba.njit(nogil=True)(function))
+        return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
+
+
+def inlined(function: F) -> F:
+    """Compile into each caller: a call would count every array of a :class:`Desk` up and down."""
+    return cast(F, numba.njit(nogil=True, error_model="numpy", inline="always")(function))
 
 
 @compiled
@@ -68,6 +98,481 @@ def unsettled(group: Ints, time: Ints, available: Ints) -> npt.NDArray[np.bool_]
     return flags
 
 
+class Facts(NamedTuple):
+    """Events of a cohort, sorted by encounter, concept and time.
+
+    Encounter ``e`` and flat concept ``c`` own the events ``start[e * width + c] : start[e * width + c + 1]``.
+    ``superseded`` is empty, or says when each event stopped being believed.
+    """
+
+    start: Ints
+    width: int
+    time: Ints
+    available: Ints
+    superseded: Ints
+    value: Floats
+
+
+class Plan(NamedTuple):
+    """Windows as numbers.
+
+    Window concept ``c`` is the flat concept ``concept[c]`` and owns the levels (rising lookbacks)
+    ``level_start[c] : level_start[c + 1]``; ``needs`` says what it asks for. Level ``l`` owns the slots
+    ``slot_start[l] : slot_start[l + 1]``, each a ``statistic`` and the ``column`` it goes to, and has seen enough after
+    ``depth`` events. ``asked[l]`` says what kinds of statistics it wants, and ``place[l]`` where those of
+    ``windows.PLACED`` go: to a column, or to column ``n_columns``, which nobody reads.
+    """
+
+    concept: Ints
+    needs: Ints
+    level_start: Ints
+    lookback: Ints
+    depth: Ints
+    slot_start: Ints
+    statistic: Ints
+    column: Ints
+    asked: Ints
+    place: Ints
+    n_columns: int
+
+
+class Desk(NamedTuple):
+    """Room to work in, for one concept of one encounter.
+
+    ``seen``: when each event is past and visible, closed by ``FAR``. ``sums``: the two parts of the sum of the first so
+    many values. ``extreme``: smallest value and smallest negated value of every run of 1, 2, 4 … events; ``depth``,
+    ``run`` and ``row`` say for a number of events how many such powers there are, how long the longest is and where its
+    table begins (twice each, since cells come in pairs). ``share``: one divided by a number of events. ``first`` and
+    ``stop``: the events in each row's window. ``page``: the finished rows, with one column more for what nobody wants.
+    """
+
+    seen: Ints
+    sums: Floats
+    extreme: Singles
+    depth: Counts
+    run: Counts
+    row: Counts
+    share: Floats
+    first: Counts
+    stop: Counts
+    page: Singles
+
+
+@compiled
+def fill(
+    row_encounter: Ints, row_time: Ints, row_out: Ints, facts: Facts, plan: Plan, resample: int, out: Singles
+) -> None:
+    """Fill ``out``: every window of the plan at every row.
+
+    Rows come sorted by encounter, then time; encounter -1 has no events. ``row_out`` says where each goes. ``resample``
+    is a step in microseconds, or 0.
+    """
+    desk = _desk(row_encounter, facts, plan)
+    longest = desk.page.shape[0]
+    r = 0
+    while r < row_encounter.size:
+        encounter = row_encounter[r]
+        stop = r + 1
+        while stop < row_encounter.size and stop - r < longest and row_encounter[stop] == encounter:
+            stop += 1
+        times = row_time[r:stop]
+        steady = _steady(times, resample)
+        for c in range(plan.concept.size):
+            first, end = np.int64(0), np.int64(0)
+            if encounter >= 0:
+                group = encounter * facts.width + plan.concept[c]
+                first, end = facts.start[group], facts.start[group + 1]
+            slides = end == first or (steady and stop - r >= FEWEST and end - first <= LONGEST)
+            if slides and _prepare(facts, first, end, times[0], resample, desk):
+                _slide(times, facts.time[first:end], facts.value[first:end], c, plan, desk)
+            else:
+                for q in range(stop - r):
+                    _walk(times[q], first, end, facts, c, plan, resample, desk.page[q])
+        _lay_down(row_out[r:stop], desk.page, plan.n_columns, out)
+        r = stop
+
+
+@compiled
+def _lay_down(row_out: Ints, page: Singles, n_columns: int, out: Singles) -> None:
+    """Copy finished rows to where they belong."""
+    for q in range(row_out.size):
+        o = row_out[q]
+        for k in range(n_columns):
+            out[o, k] = page[q, k]
+
+
+@compiled
+def _desk(row_encounter: Ints, facts: Facts, plan: Plan) -> Desk:
+    """Room for the longest run of rows and the largest group among the encounters asked about."""
+    rows, longest, most = 0, 1, 0
+    for r in range(row_encounter.size):
+        encounter = row_encounter[r]
+        rows = rows + 1 if r and row_encounter[r - 1] == encounter else 1
+        longest = max(longest, rows)
+        if rows == 1 and encounter >= 0:
+            for c in range(plan.concept.size):
+                group = encounter * facts.width + plan.concept[c]
+                size = facts.start[group + 1] - facts.start[group]
+                if size <= LONGEST:
+                    most = max(most, size)
+    longest = min(longest, max(PAGE // (plan.n_columns + 1), 64))
+    if longest < FEWEST:
+        most = 0  # everything will be walked, or is empty
+    depth, run, row = (
+        np.zeros(most + 2, np.uint64),
+        np.zeros(most + 2, np.uint64),
+        np.zeros(most + 2, np.uint64),
+    )
+    share = np.full(most + 2, np.nan)
+    for n in range(1, most + 2):
+        half = n // 2
+        depth[n] = depth[half] + ONE
+        run[n] = TWO * run[half] if half else TWO
+        row[n] = (depth[n] - ONE) * TWO * np.uint64(most + 1)
+        share[n] = 1.0 / n
+    extreme = np.empty(np.int64(depth[most + 1]) * 2 * (most + 1) + 2, np.float32)
+    return Desk(
+        np.empty(most + 1, np.int64), np.zeros(2 * (most + 1), np.float64), extreme, depth, run, row, share,
+        np.empty(longest, np.uint64), np.empty(longest, np.uint64),
+        np.empty((longest, plan.n_columns + 1), np.float32),
+    )  # fmt: skip
+
+
+@compiled
+def _steady(times: Ints, resample: int) -> bool:
+    """Whether rows lie whole resampling steps apart, so that an event falls into buckets that do not move."""
+    if resample > 0:
+        for q in range(times.size):
+            if (times[q] - times[0]) % resample != 0:
+                return False
+    return True
+
+
+@compiled
+def _split(v: float) -> tuple[float, float]:
+    """A value as two parts whose sums are exact, so that they depend on what is added and not on the order.
+
+    The coarse part is a multiple of 2**-16, the fine one a smaller multiple of 2**-52. Up to 2**17 values below 2**20
+    add up within the 53 bits of a float64; of values above 2**-20 at least 32 bits are kept.
+    """
+    coarse = np.floor(v * 65536.0) * 2.0**-16
+    return coarse, np.floor((v - coarse) * 2.0**52) * 2.0**-52
+
+
+@compiled
+def _ordinary(v: float) -> bool:
+    """Whether :func:`_split` can take the value; clinical quantities in canonical units are such."""
+    return v == 0.0 or (abs(v) < 2.0**20 and abs(v) >= 2.0**-20)
+
+
+@inlined
+def _prepare(facts: Facts, first: int, end: int, now: int, resample: int, desk: Desk) -> bool:
+    """Lay out one group for :func:`_slide`; False when it must be walked.
+
+    It must when an event becomes readable before an earlier one, was revised, cannot be split, or when resampling would
+    move an event or drop one. None of this can change a bit, only the road.
+    """
+    time, available, superseded, value = facts.time, facts.available, facts.superseded, facts.value
+    readable, sums, extreme = desk.seen, desk.sums, desk.extreme
+    coarse, fine, before = 0.0, 0.0, np.int64(-FAR)
+    for k in range(first, end):
+        i = np.uint64(k - first)
+        v = value[k]
+        seen = max(time[k], available[k])
+        revised = superseded.size > 0 and superseded[k] != FAR
+        if seen < before or revised or not _ordinary(v):
+            return False
+        if resample > 0:
+            again = k > first and time[k] == time[k - 1]
+            if again or (now - time[k]) % resample != 0:
+                return False
+        before = seen
+        readable[i] = seen
+        parts = _split(v)
+        coarse += parts[0]
+        fine += parts[1]
+        sums[TWO * i + TWO] = coarse
+        sums[TWO * i + TWO + ONE] = fine
+        extreme[TWO * i] = np.float32(v)
+        extreme[TWO * i + ONE] = -np.float32(v)
+    readable[np.uint64(end - first)] = FAR
+    return True
+
+
+@inlined
+def _slide(times: Ints, time: Ints, value: Floats, c: int, plan: Plan, desk: Desk) -> None:
+    """Every window of one concept at all the rows of an encounter, from two positions that only move forward."""
+    readable, stops = desk.seen, desk.stop
+    size = np.uint64(time.size)
+    stop, appears = ZERO, readable[ZERO]
+    for q in range(times.size):
+        while appears <= times[q]:
+            stop += ONE
+            appears = readable[stop]
+        stops[q] = stop
+    if plan.needs[c] & EXTREMES:
+        _extremes(size, desk)
+    for level in range(plan.level_start[c], plan.level_start[c + 1]):
+        asked, place = plan.asked[level], plan.place[level]
+        if asked & AMOUNT:
+            _amounts(times, time, plan.lookback[level], place, desk)
+        if asked & LATEST:
+            _latest(times, time, value, plan.lookback[level], place, desk)
+        if asked & TALLY:
+            _firsts(times, time, plan.lookback[level], desk)
+            for slot in range(plan.slot_start[level], plan.slot_start[level + 1]):
+                if plan.statistic[slot] in (FIRST, DELTA, DELTA_FIRST, SUM, STD, SLOPE, TWMEAN):
+                    _tallies(plan.statistic[slot], times, time, value, plan.column[slot], desk)
+
+
+@inlined
+def _extremes(size: int, desk: Desk) -> None:
+    """Smallest value, and smallest negated value, of every run of 2, 4, 8 … events, each from two runs of half that."""
+    extreme, seen = desk.extreme, desk.seen
+    half = TWO
+    for d in range(ONE, desk.depth[size]):
+        shorter = (np.uint64(d) - ONE) * TWO * np.uint64(seen.size)
+        longer = shorter + TWO * np.uint64(seen.size)
+        for k in range(TWO * size - half * TWO + TWO):
+            one, other = extreme[shorter + np.uint64(k)], extreme[shorter + np.uint64(k) + half]
+            extreme[longer + np.uint64(k)] = one if one < other else other
+        half = half * TWO
+
+
+@inlined
+def _amounts(times: Ints, time: Ints, edge: int, place: Ints, desk: Desk) -> None:
+    """Count, mean, min and max of each row's window, worked out anew only where the window changed."""
+    stops, run, row, share = desk.stop, desk.run, desk.row, desk.share
+    sums, extreme, page = desk.sums, desk.extreme, desk.page
+    at_count, at_mean, at_low, at_high = place[0], place[1], place[2], place[3]
+    first, stop_before, first_before, size = ZERO, ZERO, ZERO, np.uint64(time.size)
+    leaves = FAR if size == ZERO or edge == FAR else time[first] + edge
+    count, nothing = np.float32(0), np.float32(np.nan)
+    mean = low = high = nothing
+    for q in range(times.size):
+        while leaves <= times[q]:
+            first += ONE
+            leaves = FAR if first == size else time[first] + edge
+        stop = stops[q]
+        if stop != stop_before or first != first_before:
+            stop_before, first_before = stop, first
+            start = first if first < stop else stop
+            n = stop - start
+            count = np.float32(np.int64(n))
+            coarse = sums[TWO * stop] - sums[TWO * start]
+            fine = sums[TWO * stop + ONE] - sums[TWO * start + ONE]
+            mean = np.float32((coarse + fine) * share[n])
+            low = high = nothing
+            if n > ZERO:
+                head = row[n] + TWO * start
+                tail = row[n] + TWO * stop - run[n]
+                low = extreme[head] if extreme[head] < extreme[tail] else extreme[tail]
+                head, tail = head + ONE, tail + ONE
+                high = -(extreme[head] if extreme[head] < extreme[tail] else extreme[tail])
+        page[q, at_count] = count
+        page[q, at_mean] = mean
+        page[q, at_low] = low
+        page[q, at_high] = high
+
+
+@inlined
+def _latest(times: Ints, time: Ints, value: Floats, edge: int, place: Ints, desk: Desk) -> None:
+    """Latest value of each row's window, and its age."""
+    stops, page = desk.stop, desk.page
+    at_value, at_age = place[4], place[5]
+    nothing = np.float32(np.nan)
+    for q in range(times.size):
+        stop = stops[q]
+        last = age = nothing
+        if stop > ZERO:
+            since = times[q] - time[stop - ONE]
+            if since < edge:
+                last = np.float32(value[stop - ONE])
+                age = np.float32(since * PER_HOUR)
+        page[q, at_value] = last
+        page[q, at_age] = age
+
+
+@inlined
+def _firsts(times: Ints, time: Ints, edge: int, desk: Desk) -> None:
+    """The first event inside each row's window; behind the last one that may be read when there is none."""
+    firsts, stops = desk.first, desk.stop
+    first, size = ZERO, np.uint64(time.size)
+    leaves = FAR if size == ZERO or edge == FAR else time[first] + edge
+    for q in range(times.size):
+        while leaves <= times[q]:
+            first += ONE
+            leaves = FAR if first == size else time[first] + edge
+        firsts[q] = first if first < stops[q] else stops[q]
+
+
+@inlined
+def _tallies(statistic: int, times: Ints, time: Ints, value: Floats, column: int, desk: Desk) -> None:
+    """One column of the statistics that need the window's two ends, or all of its values."""
+    firsts, stops, page = desk.first, desk.stop, desk.page
+    start_before, stop_before, found = ZERO, ZERO, np.float32(np.nan)
+    for q in range(times.size):
+        start, stop = firsts[q], stops[q]
+        if start != start_before or stop != stop_before or statistic == TWMEAN:
+            start_before, stop_before = start, stop
+            found = np.float32(_tally(statistic, times[q], time, value, start, stop, desk.sums))
+        page[q, column] = found
+
+
+@compiled
+def _tally(statistic: int, t: int, time: Ints, value: Floats, start: int, stop: int, sums: Floats) -> float:
+    """One statistic of ``value[start:stop]``; spread, slope and time-weighted mean newest first, as :func:`_walk`."""
+    n = np.int64(stop - start)
+    if n == 0:
+        return np.nan
+    if statistic == FIRST:
+        return value[start]
+    if statistic == DELTA_FIRST:
+        return value[stop - ONE] - value[start]
+    if statistic == DELTA:
+        return value[stop - ONE] - value[stop - TWO] if n > 1 else np.nan
+    if statistic == SUM:
+        head, tail = TWO * start, TWO * stop
+        return (sums[tail] - sums[head]) + (sums[tail + ONE] - sums[head + ONE])
+    last, age = value[stop - ONE], t - time[stop - ONE]
+    d1 = d2 = x1 = x2 = xd = held = 0.0
+    span, reach = np.int64(0), np.int64(0)
+    k = stop
+    for _ in range(n):
+        k -= ONE
+        back = t - time[k]
+        d = value[k] - last
+        span = back - age
+        d1 += d
+        if statistic == STD:
+            d2 += d * d
+        elif statistic == SLOPE:
+            x = -span * PER_HOUR
+            x1 += x
+            x2 += x * x
+            xd += x * d
+        else:
+            held += d * ((back - reach) * PER_HOUR)
+            reach = back
+    return _fold(statistic, n, span, last, d1, d2, x1, x2, xd, held, reach)
+
+
+@compiled
+def _fold(
+    statistic: int, n: int, span: int, last: float, d1: float, d2: float, x1: float, x2: float, xd: float, held: float,
+    reach: int,
+) -> float:  # fmt: skip
+    """Spread, slope or time-weighted mean from sums. ``d`` are values less the last one, ``x`` hours before it."""
+    if statistic == TWMEAN:
+        return last + held / (reach * PER_HOUR) if reach > 0 else last
+    if n == 1:
+        return np.nan
+    if statistic == STD:
+        return np.sqrt(max((d2 - d1 * d1 / n) / (n - 1), 0.0))
+    if span == 0:
+        return np.nan
+    return (xd - x1 * d1 / n) / (x2 - x1 * x1 / n)
+
+
+@compiled
+def _emit(
+    statistic: int, n: int, age: int, span: int, last: float, previous: float, oldest: float, low: float, high: float,
+    total: float, d1: float, d2: float, x1: float, x2: float, xd: float, held: float, reach: int,
+) -> float:  # fmt: skip
+    """One statistic from what the walk has gathered."""
+    if statistic == COUNT:
+        return float(n)
+    if n == 0:
+        return np.nan
+    if statistic == LAST:
+        return last
+    if statistic == SINCE:
+        return age * PER_HOUR
+    if statistic == MIN:
+        return low
+    if statistic == MAX:
+        return high
+    if statistic == MEAN:
+        return total * (1.0 / n)
+    if statistic == SUM:
+        return total
+    if statistic == FIRST:
+        return oldest
+    if statistic == DELTA_FIRST:
+        return last - oldest
+    if statistic == DELTA:
+        return last - previous if n > 1 else np.nan
+    return _fold(statistic, n, span, last, d1, d2, x1, x2, xd, held, reach)
+
+
+@compiled
+def _walk(
+    t: int, first: int, end: int, facts: Facts, c: int, plan: Plan, resample: int, page: Singles
+) -> None:
+    """Every window of one concept at one row, walking backward from the prediction time through nested lookbacks."""
+    time, available, superseded, value = facts.time, facts.available, facts.superseded, facts.value
+    needs = plan.needs[c]
+    moments, trend, weighted = needs & MOMENTS, needs & TREND, needs & WEIGHTED
+    revised = superseded.size > 0
+    i = _seek(time, first, end, t) - 1
+    n, age, span, reach, odd = np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    bucket = np.int64(-1)
+    last = previous = oldest = low = high = np.nan
+    plain = coarse = fine = d1 = d2 = x1 = x2 = xd = held = 0.0
+    for level in range(plan.level_start[c], plan.level_start[c + 1]):
+        edge, enough = plan.lookback[level], plan.depth[level]
+        while i >= first and n < enough:
+            back = t - time[i]
+            if resample > 0:
+                back = back // resample * resample
+            if back >= edge:
+                break
+            if back == bucket or available[i] > t or (revised and superseded[i] <= t):
+                i -= 1
+                continue
+            v = value[i]
+            if resample > 0:
+                bucket = back
+            if n == 0:
+                age = back
+                last = low = high = v
+            elif n == 1:
+                previous = v
+            n += 1
+            oldest = v
+            low = min(low, v)
+            high = max(high, v)
+            if _ordinary(v):
+                parts = _split(v)
+                coarse += parts[0]
+                fine += parts[1]
+            else:
+                odd += 1
+            plain += v
+            d = v - last
+            d1 += d
+            span = back - age
+            if moments:
+                d2 += d * d
+            if trend:
+                x = -span * PER_HOUR
+                x1 += x
+                x2 += x * x
+                xd += x * d
+            if weighted:
+                held += d * ((back - reach) * PER_HOUR)
+                reach = back
+            i -= 1
+        total = plain if odd else coarse + fine
+        for slot in range(plan.slot_start[level], plan.slot_start[level + 1]):
+            page[plan.column[slot]] = np.float32(
+                _emit(
+                    plan.statistic[slot], n, age, span, last, previous, oldest, low, high, total,
+                    d1, d2, x1, x2, xd, held, reach,
+                )
+            )  # fmt: skip
+
+
 @compiled
 def _seek(time: Ints, low: int, high: int, t: int) -> int:
     """First position in ``[low, high]`` whose time is after ``t``."""
@@ -78,157 +583,3 @@ def _seek(time: Ints, low: int, high: int, t: int) -> int:
         else:
             high = middle
     return low
-
-
-@compiled
-def _emit(
-    statistic: np.int64,
-    n: np.int64,
-    age: np.int64,
-    span: np.int64,
-    last: float,
-    previous: float,
-    oldest: float,
-    low: float,
-    high: float,
-    total: float,
-    d1: float,
-    d2: float,
-    x1: float,
-    x2: float,
-    xd: float,
-    held: float,
-    reach: np.int64,
-) -> float:
-    """One statistic from what the walk has gathered. ``d`` are values less the last one, ``x`` hours before it."""
-    if statistic == COUNT:
-        return float(n)
-    if n == 0:
-        return np.nan
-    if statistic == LAST:
-        return last
-    if statistic == SINCE:
-        return age / HOUR
-    if statistic == MIN:
-        return low
-    if statistic == MAX:
-        return high
-    if statistic == MEAN:
-        return last + d1 / n
-    if statistic == FIRST:
-        return oldest
-    if statistic == DELTA_FIRST:
-        return last - oldest
-    if statistic == SUM:
-        return total
-    if statistic == TWMEAN:
-        return last + held / (reach / HOUR) if reach > 0 else last
-    if n == 1:
-        return np.nan
-    if statistic == DELTA:
-        return last - previous
-    if statistic == STD:
-        return float(np.sqrt(max((d2 - d1 * d1 / n) / (n - 1), 0.0)))
-    if span == 0:
-        return np.nan
-    return (xd - x1 * d1 / n) / (x2 - x1 * x1 / n)
-
-
-@compiled
-def rescan(
-    row_encounter: Ints,
-    row_time: Ints,
-    row_out: Ints,
-    start: Ints,
-    n_flat: int,
-    time: Ints,
-    available: Ints,
-    superseded: Ints,
-    value: Floats,
-    resample: int,
-    concept: Ints,
-    needs: Ints,
-    level_start: Ints,
-    lookback: Ints,
-    depth: Ints,
-    slot_start: Ints,
-    slot_statistic: Ints,
-    slot_column: Ints,
-    out: npt.NDArray[np.float32],
-) -> None:
-    """Fill ``out``: for each row and concept, walk backward from the prediction time through nested lookbacks.
-
-    Rows come sorted by encounter, then time. Encounter ``e`` and flat concept ``c`` own the events
-    ``start[e * n_flat + c] : start[e * n_flat + c + 1]``, sorted by time; encounter -1 has none. Level ``l`` of a
-    concept (rising lookbacks) writes its slots once the walk has passed its edge or has seen the ``depth`` events it
-    needs. ``superseded`` is empty, or says when each event stopped being believed.
-    """
-    n_concepts = concept.size
-    revised = superseded.size > 0
-    position = np.zeros(n_concepts, np.int64)
-    here = np.int64(-2)
-    for r in range(row_encounter.size):
-        encounter, t, row = row_encounter[r], row_time[r], row_out[r]
-        for c in range(n_concepts):
-            if encounter < 0:
-                first, end = np.int64(0), np.int64(0)
-                position[c] = 0
-            else:
-                group = encounter * n_flat + concept[c]
-                first, end = start[group], start[group + 1]
-                if encounter != here:
-                    position[c] = _seek(time, first, end, t)
-                else:
-                    while position[c] < end and time[position[c]] <= t:
-                        position[c] += 1
-            i = position[c] - 1
-            moments, trend, weighted = needs[c] & MOMENTS, needs[c] & TREND, needs[c] & WEIGHTED
-            n, age, span, reach = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-            bucket = np.int64(-1)
-            last = previous = oldest = low = high = total = np.nan
-            d1 = d2 = x1 = x2 = xd = held = 0.0
-            for level in range(level_start[c], level_start[c + 1]):
-                edge, enough = lookback[level], depth[level]
-                while i >= first and n < enough:
-                    back = t - time[i]
-                    if resample > 0:
-                        back = back // resample * resample
-                    if back >= edge:
-                        break
-                    if back == bucket or available[i] > t or (revised and superseded[i] <= t):
-                        i -= 1
-                        continue
-                    v = value[i]
-                    if resample > 0:
-                        bucket = back
-                    if n == 0:
-                        age = back
-                        last = low = high = v
-                        total = 0.0
-                    elif n == 1:
-                        previous = v
-                    n += 1
-                    oldest = v
-                    low = min(low, v)
-                    high = max(high, v)
-                    total += v
-                    d = v - last
-                    d1 += d
-                    span = back - age
-                    if moments:
-                        d2 += d * d
-                    if trend:
-                        x = -span / HOUR
-                        x1 += x
-                        x2 += x * x
-                        xd += x * d
-                    if weighted:
-                        held += d * ((back - reach) / HOUR)
-                        reach = back
-                    i -= 1
-                for slot in range(slot_start[level], slot_start[level + 1]):
-                    out[row, slot_column[slot]] = _emit(
-                        slot_statistic[slot], n, age, span, last, previous, oldest, low, high, total,
-                        d1, d2, x1, x2, xd, held, reach,
-                    )  # fmt: skip
-        here = encounter

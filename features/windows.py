@@ -8,12 +8,12 @@ and keeps no state, so that batch and online are one computation and hindsight h
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +47,13 @@ MEANING: Final[dict[str, str]] = {
 
 _DEPTH: Final = {"last": 1, "hours_since_last": 1, "delta": 2}
 _NEEDS: Final = {
-    "std": kernels.MOMENTS, "slope": kernels.TREND, "twmean": kernels.WEIGHTED,
+    "min": kernels.EXTREMES, "max": kernels.EXTREMES, "std": kernels.MOMENTS, "slope": kernels.TREND,
+    "twmean": kernels.WEIGHTED,
 }  # fmt: skip
+_AMOUNTS: Final = ("count", "mean", "min", "max")
+_LATEST: Final = ("last", "hours_since_last")
+PLACED: Final = (*_AMOUNTS, *_LATEST)
+"""The statistics that the kernel works out together, in its order."""
 _UNIT_US: Final = {"d": 86_400_000_000, "h": 3_600_000_000, "min": 60_000_000, "s": 1_000_000, "us": 1}
 _RANK: Final = {"preliminary": 0, "final": 1, "corrected": 2, "deleted": 3}
 _NEVER: Final = np.iinfo(np.int64).max
@@ -236,11 +241,12 @@ def build(
     matrix = np.empty((time.size, len(windows)), np.float32) if out is None else out
     plan = _plan(tuple(windows), wanted, flat.concepts)
 
+    facts = kernels.Facts(
+        flat.start, len(flat.concepts), flat.time, flat.available, flat.superseded, flat.value
+    )
+
     def fill(part: Ints) -> None:
-        rows = (encounter[part], time[part], part)
-        facts = (flat.start, len(flat.concepts), flat.time, flat.available, flat.superseded, flat.value)
-        arguments: tuple[Any, ...] = (*rows, *facts, step, *plan, matrix)
-        kernels.rescan(*arguments)
+        kernels.fill(encounter[part], time[part], part, facts, plan, step, matrix)
 
     if threads <= 1 or order.size < 10_000:
         fill(order)
@@ -353,25 +359,41 @@ def _same(i: int, rows: Ints, source: Ints, encounter: Ints, concept: Ints) -> b
 
 
 @lru_cache(maxsize=64)
-def _plan(windows: tuple[Window, ...], wanted: tuple[str, ...], flat: tuple[str, ...]) -> tuple[Ints, ...]:
+def _plan(windows: tuple[Window, ...], wanted: tuple[str, ...], flat: tuple[str, ...]) -> kernels.Plan:
     """The windows as arrays: per concept its rising lookbacks, per lookback the statistics to write and where."""
     levels: dict[str, dict[int, list[tuple[int, str]]]] = {name: {} for name in wanted}
     for column, w in enumerate(windows):
         levels[w.concept].setdefault(w.lookback_us, []).append((column, w.statistic))
-    place = {name: i for i, name in enumerate(flat)}
     needs, level_start, lookback, depth, slot_start = [], [0], [], [], [0]
     statistic: list[int] = []
     columns: list[int] = []
+    asked: list[int] = []
+    place: list[list[int]] = []
     for name in wanted:
-        asked = {s for slots in levels[name].values() for _, s in slots}
-        needs.append(sum(_NEEDS.get(s, 0) for s in asked))
+        every = [s for slots in levels[name].values() for _, s in slots]
+        needs.append(int(np.bitwise_or.reduce([_NEEDS.get(s, 0) for s in every])))
         for edge, slots in sorted(levels[name].items()):
             lookback.append(edge)
             depth.append(max(_DEPTH.get(s, int(kernels.ALL)) for _, s in slots))
             statistic.extend(STATISTICS.index(s) for _, s in slots)
             columns.extend(column for column, _ in slots)
             slot_start.append(len(columns))
+            at = {s: column for column, s in slots}
+            asked.append(_asked(at))
+            place.append([at.get(s, len(windows)) for s in PLACED])
         level_start.append(len(lookback))
-    concept = [place[name] for name in wanted]
-    lists = (concept, needs, level_start, lookback, depth, slot_start, statistic, columns)
-    return tuple(np.array(x, dtype=np.int64) for x in lists)
+    concept = [flat.index(name) for name in wanted]
+    lists = (concept, needs, level_start, lookback, depth, slot_start, statistic, columns, asked)
+    arrays = [np.array(x, dtype=np.int64) for x in lists]
+    table = np.array(place, dtype=np.int64).reshape(-1, len(PLACED))
+    return kernels.Plan(*arrays, place=table, n_columns=len(windows))
+
+
+def _asked(statistics: Iterable[str]) -> int:
+    """Which kinds of statistics one level asks for, as the kernel's bits."""
+    wanted = set(statistics)
+    bits = {
+        kernels.AMOUNT: wanted & set(_AMOUNTS), kernels.LATEST: wanted & set(_LATEST),
+        kernels.TALLY: wanted - set(PLACED),
+    }  # fmt: skip
+    return sum(bit for bit, found in bits.items() if found)

@@ -394,7 +394,7 @@ def test_threads_change_nothing_and_one_compilation_serves_all(tell: Tell) -> No
     np.testing.assert_array_equal(build(events, rows, wanted, threads=3), one)
     frozen = flatten(events, ["heart_rate"])
     np.testing.assert_array_equal(build(frozen, rows, wanted), one)
-    for function in (kernels.rescan, kernels.spread, kernels.unsettled):
+    for function in (kernels.fill, kernels.spread, kernels.unsettled):
         assert len(function.signatures) == 1, function.__name__
 
 
