@@ -690,8 +690,8 @@ def _read_group(key: ShardKey, columns: list[str]) -> pa.Table:
     path = _file(key.folder, "data", key.file)
     words = [f.name for f in DATA if f.name in names - {*_PLAIN} and f.type == pa.string()]
     try:
-        file = pq.ParquetFile(path, read_dictionary=words, memory_map=True)
-        return file.read_row_group(key.group, columns=sorted(names), use_threads=False)
+        with pq.ParquetFile(path, read_dictionary=words) as file:
+            return file.read_row_group(key.group, columns=sorted(names), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path.name} of the archive cannot be read. Write the archive again.") from error
 
@@ -739,7 +739,8 @@ def _categories(column: pa.ChunkedArray) -> pd.Categorical[Any]:
 def _read_encounters(key: ShardKey) -> pd.DataFrame:
     path = _file(key.folder, "encounters", key.file)
     try:
-        table = pq.ParquetFile(path).read(use_threads=False)
+        with pq.ParquetFile(path) as file:
+            table = file.read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"Encounters {path.name} cannot be read. Write the archive again.") from error
     table = table.filter(pc.equal(table["group"], key.group))

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from meds import CodeMetadataSchema, DataSchema, DatasetMetadataSchema, SubjectSplitSchema
 
 from features import archive
-from features.clean import clean
+from features.clean import REASONS, UNMAPPED, clean
 from features.clock import UTC_US
 from features.errors import DataError
 from features.events import EVENT_COLUMNS, encounter_events
 from features.featureset import FeatureSet
 from features.sources.batch import Batch, ReadAccount, no_encounters
+from features.sources.registry import reader
 from features.windows import Window
 
 Rows = Sequence[dict[str, Any]]
@@ -361,3 +362,49 @@ def test_a_large_bucket_is_split_by_more_bits(
     sizes = [pq.read_metadata(f).num_rows for f in (tmp_path / "meds" / "data").glob("*.parquet")]
     assert max(sizes) == 3
     assert pa.compute.count_distinct(pq.read_table(tmp_path / "meds" / "data")["subject_id"]).as_py() == 300
+
+
+# ------------------------------------------------------------ real sources
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ("mimic3", "mimic-iii-demo"),
+        ("mimic4", "tinyehr/tinyehr_mimic_format"),
+        ("clif", "mimic-iv-demo-clif/clif-2.1"),
+        ("hl7v2", "interop/hl7v2/simhospital"),
+    ],
+)
+def test_real_sources_become_archives_and_nothing_is_lost(
+    data_dir: Path, tmp_path: Path, source: str, place: str
+) -> None:
+    account = ReadAccount()
+    made = archive.write(reader(source)(data_dir / place, account), tmp_path / "first", account)
+    useless = sum(
+        n
+        for counts in made.by_code.values()
+        for reason, n in counts.items()
+        if reason in REASONS and reason not in UNMAPPED
+    )
+    nowhere = sum(n for (table, _), n in made.source.left.items() if table == "archive")
+    assert made.read == made.written + useless + nowhere
+    assert made.orphans == 0
+    for file in (tmp_path / "first" / "data").iterdir():
+        DataSchema.validate(pq.read_table(file))
+    CodeMetadataSchema.validate(pq.read_table(tmp_path / "first" / "metadata" / "codes.parquet"))
+    again = ReadAccount()
+    second = archive.write(reader("meds")(tmp_path / "first", again), tmp_path / "second", again)
+    assert (second.written, second.encounters) == (made.written, made.encounters)
+    by = ["encounter_id", "time", "code", "source_id", "numeric_value"]
+    for one, two in zip(archive.read(tmp_path / "first"), archive.read(tmp_path / "second"), strict=True):
+        left, right = (
+            t.astype(dict.fromkeys(("encounter_id", "code"), "str")) for t in (one.events, two.events)
+        )
+        columns = [*by, "available_time"]
+        pd.testing.assert_frame_equal(
+            left.sort_values(columns)[columns].reset_index(drop=True),
+            right.sort_values(columns)[columns].reset_index(drop=True),
+            check_exact=True,
+        )
