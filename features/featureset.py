@@ -12,11 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from features import kernels
 from features import scores as bands
 from features.clock import STAY_US, parse_lookback
 from features.concepts import loader
 from features.errors import DataError, SpecError
-from features.windows import MEANING, FlatEvents, Window, build, flatten
+from features.windows import MEANING, FlatEvents, Window, fill, flatten, plan, rows
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +112,36 @@ class FeatureSet:
         """
         if not isinstance(events, FlatEvents):
             events = self.flatten(events)
+        return self.at(events, *rows(prediction_times, events.encounter_ids), threads)
+
+    def at(self, flat: FlatEvents, encounter: Ints, time: Ints, threads: int = 1) -> npt.NDArray[np.float32]:
+        """The same on bare arrays: positions in ``flat.encounter_ids`` and prediction times in microseconds."""
         n = len(self.windows)
-        if not self.ratios and not self.scores:
-            return build(events, prediction_times, self.windows, self.resample, threads)
-        out = np.empty((len(prediction_times), len(self.names)), np.float32)
-        build(events, prediction_times, self.windows, self.resample, threads, out=out)
-        declared = {w.name: out[:, k] for k, w in enumerate(self.windows)}
-        hidden = self._read[n:]
-        extra = build(events, prediction_times, hidden, self.resample, threads)
-        columns = declared | {w.name: extra[:, k] for k, w in enumerate(hidden)}
-        for k, r in enumerate(self.ratios, start=n):
-            over, under = (columns[w.name] for w in r.windows)
-            out[:, k] = bands.ratio(over, under)
-        for k, score in enumerate(self.scores, start=n + len(self.ratios)):
-            out[:, k] = bands.evaluate(score, columns)
+        out = np.empty((time.size, len(self.names)), np.float32)
+        extra = np.empty((time.size, len(self._read) - n), np.float32)
+
+        def finish(part: Ints) -> None:
+            kernels.appraise(part, self._marks, n, out, extra)
+
+        done = finish if self.ratios or self.scores else None
+        fill(flat, encounter, time, self._plan(flat.concepts), self.resample, threads, out, extra, done)
         return out
+
+    def _plan(self, concepts: tuple[str, ...]) -> kernels.Plan:
+        """Made once for each choice of flattened concepts, found without looking at the windows again."""
+        if concepts not in self._plans:
+            self._plans[concepts] = plan(self._read, concepts)
+        return self._plans[concepts]
+
+    @cached_property
+    def _plans(self) -> dict[tuple[str, ...], kernels.Plan]:
+        return {}
+
+    @cached_property
+    def _marks(self) -> kernels.Marks:
+        place = {w.name: k for k, w in enumerate(self._read)}
+        pairs = [(over.name, under.name) for over, under in (r.windows for r in self.ratios)]
+        return bands.marks(pairs, self.scores, place)
 
     def concept_of(self, name: str) -> tuple[str, ...]:
         """The concepts behind a feature: one for a window, two for a ratio, all that a score reads.
@@ -182,7 +200,7 @@ class FeatureSet:
         for r in self.ratios:
             table[r.name] = {"numerator": r.numerator, "denominator": r.denominator, "statistic": "last"}
         for score in self.scores:
-            parts = loader.scores()[score.removesuffix(bands.PARTIAL)]
+            parts = bands.definition(score)
             table[score] = {
                 "partial": score.endswith(bands.PARTIAL),
                 "parts": [_finite(asdict(p)) for p in parts],

@@ -22,9 +22,11 @@ import numpy.typing as npt
 
 F = TypeVar("F", bound=Callable[..., Any])
 Ints = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
+Whole = Any  # an int64 or an uint64; the compiler knows which, the type checker would want casts
 
 PER_HOUR = 1 / 3_600_000_000.0
 FAR = np.iinfo(np.int64).max
@@ -68,7 +70,7 @@ def inlined(function: F) -> F:
 
 
 @compiled
-def spread(keys: Ints, n_keys: int, order: Ints) -> Ints:
+def spread(keys: Codes, n_keys: int, order: Ints) -> Ints:
     """Reorder ``order`` by ``keys[order]``, stably, in linear time (one counting-sort pass)."""
     first = np.zeros(n_keys + 1, np.int64)
     for i in range(order.size):
@@ -81,6 +83,43 @@ def spread(keys: Ints, n_keys: int, order: Ints) -> Ints:
         out[first[k]] = order[i]
         first[k] += 1
     return out
+
+
+@compiled
+def lay_out(
+    encounter: Codes,
+    n_encounters: int,
+    concept: Codes,
+    n_concepts: int,
+    time: Ints,
+    available: Ints,
+    value: Floats,
+) -> tuple[Ints, Ints, Ints, Floats, bool]:
+    """Lay the events of each encounter and concept side by side, in the order in which they came.
+
+    Events without an encounter, a concept (-1) or a value (NaN) are left out. Returns where each group begins, times,
+    times of availability, values, and whether every group rises strictly in (time, available), which settles its order.
+    """
+    start = np.zeros(n_encounters * n_concepts + 1, np.int64)
+    for i in range(encounter.size):
+        if encounter[i] >= 0 and concept[i] >= 0 and not np.isnan(value[i]):
+            start[np.int64(encounter[i]) * n_concepts + concept[i] + 1] += 1
+    for g in range(start.size - 1):
+        start[g + 1] += start[g]
+    place = start[:-1].copy()
+    times, visible = np.empty(start[-1], np.int64), np.empty(start[-1], np.int64)
+    values = np.empty(start[-1], np.float64)
+    rises = True
+    for i in range(encounter.size):
+        if encounter[i] >= 0 and concept[i] >= 0 and not np.isnan(value[i]):
+            group = np.int64(encounter[i]) * n_concepts + concept[i]
+            at = place[group]
+            place[group] = at + 1
+            t, known = time[i], available[i]
+            if at > start[group] and (times[at - 1] > t or (times[at - 1] == t and visible[at - 1] >= known)):
+                rises = False
+            times[at], visible[at], values[at] = t, known, value[i] + 0.0  # no negative zero
+    return start, times, visible, values, rises
 
 
 @compiled
@@ -160,9 +199,16 @@ class Desk(NamedTuple):
 
 @compiled
 def fill(
-    row_encounter: Ints, row_time: Ints, row_out: Ints, facts: Facts, plan: Plan, resample: int, out: Singles
+    row_encounter: Ints,
+    row_time: Ints,
+    row_out: Ints,
+    facts: Facts,
+    plan: Plan,
+    resample: int,
+    out: Singles,
+    extra: Singles,
 ) -> None:
-    """Fill ``out``: every window of the plan at every row.
+    """Fill ``out``, and ``extra`` with the plan's last columns: every window of the plan at every row.
 
     Rows come sorted by encounter, then time; encounter -1 has no events. ``row_out`` says where each goes. ``resample``
     is a step in microseconds, or 0.
@@ -188,17 +234,19 @@ def fill(
             else:
                 for q in range(stop - r):
                     _walk(times[q], first, end, facts, c, plan, resample, desk.page[q])
-        _lay_down(row_out[r:stop], desk.page, plan.n_columns, out)
+        _lay_down(row_out[r:stop], desk.page, plan.n_columns - extra.shape[1], out, extra)
         r = stop
 
 
 @compiled
-def _lay_down(row_out: Ints, page: Singles, n_columns: int, out: Singles) -> None:
+def _lay_down(row_out: Ints, page: Singles, n_columns: int, out: Singles, extra: Singles) -> None:
     """Copy finished rows to where they belong."""
     for q in range(row_out.size):
         o = row_out[q]
         for k in range(n_columns):
             out[o, k] = page[q, k]
+        for k in range(extra.shape[1]):
+            extra[o, k] = page[q, n_columns + k]
 
 
 @compiled
@@ -266,7 +314,7 @@ def _ordinary(v: float) -> bool:
 
 
 @inlined
-def _prepare(facts: Facts, first: int, end: int, now: int, resample: int, desk: Desk) -> bool:
+def _prepare(facts: Facts, first: Whole, end: Whole, now: Whole, resample: Whole, desk: Desk) -> bool:
     """Lay out one group for :func:`_slide`; False when it must be walked.
 
     It must when an event becomes readable before an earlier one, was revised, cannot be split, or when resampling would
@@ -300,7 +348,7 @@ def _prepare(facts: Facts, first: int, end: int, now: int, resample: int, desk: 
 
 
 @inlined
-def _slide(times: Ints, time: Ints, value: Floats, c: int, plan: Plan, desk: Desk) -> None:
+def _slide(times: Ints, time: Ints, value: Floats, c: Whole, plan: Plan, desk: Desk) -> None:
     """Every window of one concept at all the rows of an encounter, from two positions that only move forward."""
     readable, stops = desk.seen, desk.stop
     size = np.uint64(time.size)
@@ -326,7 +374,7 @@ def _slide(times: Ints, time: Ints, value: Floats, c: int, plan: Plan, desk: Des
 
 
 @inlined
-def _extremes(size: int, desk: Desk) -> None:
+def _extremes(size: Whole, desk: Desk) -> None:
     """Smallest value, and smallest negated value, of every run of 2, 4, 8 … events, each from two runs of half that."""
     extreme, seen = desk.extreme, desk.seen
     half = TWO
@@ -340,7 +388,7 @@ def _extremes(size: int, desk: Desk) -> None:
 
 
 @inlined
-def _amounts(times: Ints, time: Ints, edge: int, place: Ints, desk: Desk) -> None:
+def _amounts(times: Ints, time: Ints, edge: Whole, place: Ints, desk: Desk) -> None:
     """Count, mean, min and max of each row's window, worked out anew only where the window changed."""
     stops, run, row, share = desk.stop, desk.run, desk.row, desk.share
     sums, extreme, page = desk.sums, desk.extreme, desk.page
@@ -376,7 +424,7 @@ def _amounts(times: Ints, time: Ints, edge: int, place: Ints, desk: Desk) -> Non
 
 
 @inlined
-def _latest(times: Ints, time: Ints, value: Floats, edge: int, place: Ints, desk: Desk) -> None:
+def _latest(times: Ints, time: Ints, value: Floats, edge: Whole, place: Ints, desk: Desk) -> None:
     """Latest value of each row's window, and its age."""
     stops, page = desk.stop, desk.page
     at_value, at_age = place[4], place[5]
@@ -394,7 +442,7 @@ def _latest(times: Ints, time: Ints, value: Floats, edge: int, place: Ints, desk
 
 
 @inlined
-def _firsts(times: Ints, time: Ints, edge: int, desk: Desk) -> None:
+def _firsts(times: Ints, time: Ints, edge: Whole, desk: Desk) -> None:
     """The first event inside each row's window; behind the last one that may be read when there is none."""
     firsts, stops = desk.first, desk.stop
     first, size = ZERO, np.uint64(time.size)
@@ -407,7 +455,7 @@ def _firsts(times: Ints, time: Ints, edge: int, desk: Desk) -> None:
 
 
 @inlined
-def _tallies(statistic: int, times: Ints, time: Ints, value: Floats, column: int, desk: Desk) -> None:
+def _tallies(statistic: Whole, times: Ints, time: Ints, value: Floats, column: Whole, desk: Desk) -> None:
     """One column of the statistics that need the window's two ends, or all of its values."""
     firsts, stops, page = desk.first, desk.stop, desk.page
     start_before, stop_before, found = ZERO, ZERO, np.float32(np.nan)
@@ -420,7 +468,9 @@ def _tallies(statistic: int, times: Ints, time: Ints, value: Floats, column: int
 
 
 @compiled
-def _tally(statistic: int, t: int, time: Ints, value: Floats, start: int, stop: int, sums: Floats) -> float:
+def _tally(
+    statistic: Whole, t: Whole, time: Ints, value: Floats, start: Whole, stop: Whole, sums: Floats
+) -> Any:
     """One statistic of ``value[start:stop]``; spread, slope and time-weighted mean newest first, as :func:`_walk`."""
     n = np.int64(stop - start)
     if n == 0:
@@ -459,9 +509,9 @@ def _tally(statistic: int, t: int, time: Ints, value: Floats, start: int, stop: 
 
 @compiled
 def _fold(
-    statistic: int, n: int, span: int, last: float, d1: float, d2: float, x1: float, x2: float, xd: float, held: float,
-    reach: int,
-) -> float:  # fmt: skip
+    statistic: Whole, n: Whole, span: Whole, last: float, d1: float, d2: float, x1: float, x2: float, xd: float,
+    held: float, reach: Whole,
+) -> Any:  # fmt: skip
     """Spread, slope or time-weighted mean from sums. ``d`` are values less the last one, ``x`` hours before it."""
     if statistic == TWMEAN:
         return last + held / (reach * PER_HOUR) if reach > 0 else last
@@ -476,9 +526,9 @@ def _fold(
 
 @compiled
 def _emit(
-    statistic: int, n: int, age: int, span: int, last: float, previous: float, oldest: float, low: float, high: float,
-    total: float, d1: float, d2: float, x1: float, x2: float, xd: float, held: float, reach: int,
-) -> float:  # fmt: skip
+    statistic: Whole, n: Whole, age: Whole, span: Whole, last: float, previous: float, oldest: float, low: float,
+    high: float, total: float, d1: float, d2: float, x1: float, x2: float, xd: float, held: float, reach: Whole,
+) -> Any:  # fmt: skip
     """One statistic from what the walk has gathered."""
     if statistic == COUNT:
         return float(n)
@@ -507,7 +557,7 @@ def _emit(
 
 @compiled
 def _walk(
-    t: int, first: int, end: int, facts: Facts, c: int, plan: Plan, resample: int, page: Singles
+    t: Whole, first: Whole, end: Whole, facts: Facts, c: Whole, plan: Plan, resample: Whole, page: Singles
 ) -> None:
     """Every window of one concept at one row, walking backward from the prediction time through nested lookbacks."""
     time, available, superseded, value = facts.time, facts.available, facts.superseded, facts.value
@@ -583,3 +633,116 @@ def _seek(time: Ints, low: int, high: int, t: int) -> int:
         else:
             high = middle
     return low
+
+
+class Marks(NamedTuple):
+    """Ratios and clinical scores as numbers, to be worked out from finished windows.
+
+    A column ``c`` below the width of the output is read there, else in ``extra``. ``ratio`` has numerator and
+    denominator columns. Score ``s`` owns the parts ``part_start[s] : part_start[s + 1]`` and is ``partial`` or whole; a
+    part owns components, of which the worst or the first present one counts (``worst``); a component reads
+    ``operand[operand_start[k] : operand_start[k + 1]]``, as a quotient (``quotient``) or a sum, has the bands
+    ``band_start[k] : band_start[k + 1]`` and holds where any of its ``either`` groups of conditions does.
+    """
+
+    ratio: Ints
+    partial: Ints
+    part_start: Ints
+    worst: Ints
+    component_start: Ints
+    quotient: Ints
+    operand_start: Ints
+    operand: Ints
+    band_start: Ints
+    band: Singles
+    points: Singles
+    either_start: Ints
+    condition_start: Ints
+    condition_column: Ints
+    condition_relation: Ints
+    condition_value: Singles
+
+
+AT_LEAST, AT_MOST, ABOVE, BELOW, EQUAL = range(5)
+"""Relations of a condition."""
+
+
+@compiled
+def appraise(rows: Ints, marks: Marks, first: int, out: Singles, extra: Singles) -> None:
+    """Write ratios, then scores, into the columns of ``out`` from ``first`` on, for some rows."""
+    n_ratios = marks.ratio.shape[0]
+    for r in rows:
+        for k in range(n_ratios):
+            over, under = (
+                _cell(r, marks.ratio[k, 0], first, out, extra),
+                _cell(r, marks.ratio[k, 1], first, out, extra),
+            )
+            out[r, first + k] = over / under if under != 0 else np.float32(np.nan)
+        for s in range(marks.partial.size):
+            total, present = np.float32(0), 0
+            parts = marks.part_start[s + 1] - marks.part_start[s]
+            for p in range(marks.part_start[s], marks.part_start[s + 1]):
+                points = _part(r, p, marks, first, out, extra)
+                if not np.isnan(points):
+                    total += points
+                    present += 1
+            known = present > 0 if marks.partial[s] else present == parts
+            out[r, first + n_ratios + s] = total if known else np.float32(np.nan)
+
+
+@compiled
+def _cell(r: Whole, column: Whole, first: int, out: Singles, extra: Singles) -> Any:
+    """A finished window of a row."""
+    return out[r, column] if column < first else extra[r, column - first]
+
+
+@compiled
+def _part(r: Whole, p: Whole, marks: Marks, first: int, out: Singles, extra: Singles) -> Any:
+    """Points of one part of a score, NaN where it is missing."""
+    found = np.float32(np.nan)
+    for k in range(marks.component_start[p], marks.component_start[p + 1]):
+        points = _component(r, k, marks, first, out, extra)
+        if np.isnan(found) or (marks.worst[p] and points > found):
+            found = points
+    return found
+
+
+@compiled
+def _component(r: Whole, k: Whole, marks: Marks, first: int, out: Singles, extra: Singles) -> Any:
+    """Points of one quantity by its band, NaN where it is missing or no group of its conditions holds."""
+    start, stop = marks.operand_start[k], marks.operand_start[k + 1]
+    value = _cell(r, marks.operand[start], first, out, extra)
+    for o in range(start + 1, stop):
+        other = _cell(r, marks.operand[o], first, out, extra)
+        if not marks.quotient[k]:
+            value = value + other
+        elif other != 0:
+            value = value / other
+        else:
+            value = np.float32(np.nan)
+    if np.isnan(value) or not _holds(r, k, marks, first, out, extra):
+        return np.float32(np.nan)
+    band = marks.band_start[k]
+    while band + 1 < marks.band_start[k + 1] and marks.band[band + 1] <= value:
+        band += 1
+    return marks.points[band]
+
+
+@compiled
+def _holds(r: Whole, k: Whole, marks: Marks, first: int, out: Singles, extra: Singles) -> bool:
+    """Whether all conditions of one of a component's groups are met, or it has none. A missing value meets none."""
+    for either in range(marks.either_start[k], marks.either_start[k + 1]):
+        met = True
+        for c in range(marks.condition_start[either], marks.condition_start[either + 1]):
+            value, limit = _cell(r, marks.condition_column[c], first, out, extra), marks.condition_value[c]
+            relation = marks.condition_relation[c]
+            met = met and (
+                (relation == AT_LEAST and value >= limit)
+                or (relation == AT_MOST and value <= limit)
+                or (relation == ABOVE and value > limit)
+                or (relation == BELOW and value < limit)
+                or (relation == EQUAL and value == limit)
+            )
+        if met:
+            return True
+    return bool(marks.either_start[k] == marks.either_start[k + 1])

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from features import kernels
 from features.concepts import loader
 from features.errors import SpecError
 from features.windows import Window
@@ -27,6 +28,9 @@ PARTIAL = "_partial"
 _SIGN: Final = re.compile("[/+]")
 _RELATIONS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "=": operator.eq,
+}  # fmt: skip
+_CODES: Final = {
+    ">=": kernels.AT_LEAST, "<=": kernels.AT_MOST, ">": kernels.ABOVE, "<": kernels.BELOW, "=": kernels.EQUAL,
 }  # fmt: skip
 
 
@@ -65,6 +69,69 @@ def evaluate(score: str, columns: Mapping[str, Column]) -> Column:
     total: Column = np.where(absent, np.float32(0), table).sum(axis=0, dtype=np.float32)
     total[missing] = np.nan
     return total
+
+
+def marks(
+    ratios: Sequence[tuple[str, str]], scores: Sequence[str], place: Mapping[str, int]
+) -> kernels.Marks:
+    """Ratios (numerator and denominator, window names) and scores as the compiled :func:`evaluate` wants them.
+
+    ``place`` says in which column each window stands. The compiled loop gives what :func:`evaluate` and :func:`ratio`
+    give; it is there because one patient is scored in less time than it takes to call numpy a hundred times.
+    """
+    at = {name: [0] for name in ("part", "component", "operand", "band", "either", "condition")}
+    rows: dict[str, list[Any]] = {
+        name: []
+        for name in (
+            "partial",
+            "worst",
+            "quotient",
+            "operand",
+            "band",
+            "points",
+            "column",
+            "relation",
+            "value",
+        )
+    }
+    for score in scores:
+        rows["partial"].append(int(score.endswith(PARTIAL)))
+        for part in definition(score):
+            rows["worst"].append(int(part.choice == "worst"))
+            for component in part.components:
+                _mark(component, place, at, rows)
+            at["component"].append(len(rows["quotient"]))
+        at["part"].append(len(rows["worst"]))
+    pairs = np.array([[place[n], place[d]] for n, d in ratios], dtype=np.int64).reshape(-1, 2)
+    whole = {name: np.array(rows[name], np.int64) for name in ("partial", "worst", "quotient", "operand")}
+    starts = {name: np.array(found, np.int64) for name, found in at.items()}
+    return kernels.Marks(
+        pairs, whole["partial"], starts["part"], whole["worst"], starts["component"], whole["quotient"],
+        starts["operand"], whole["operand"], starts["band"], np.array(rows["band"], np.float32),
+        np.array(rows["points"], np.float32), starts["either"], starts["condition"],
+        np.array(rows["column"], np.int64), np.array(rows["relation"], np.int64), np.array(rows["value"], np.float32),
+    )  # fmt: skip
+
+
+def _mark(
+    component: loader.Component,
+    place: Mapping[str, int],
+    at: dict[str, list[int]],
+    rows: dict[str, list[Any]],
+) -> None:
+    rows["quotient"].append(int("/" in component.concept))
+    names = [Window.parse(c, component.statistic).name for c in _SIGN.split(component.concept)]
+    rows["operand"] += [place[name] for name in names]
+    at["operand"].append(len(rows["operand"]))
+    rows["band"] += component.starts
+    rows["points"] += component.points
+    at["band"].append(len(rows["band"]))
+    for either in component.when:
+        rows["column"] += [place[Window.parse(c.concept, c.statistic).name] for c in either]
+        rows["relation"] += [_CODES[c.relation] for c in either]
+        rows["value"] += [c.value for c in either]
+        at["condition"].append(len(rows["column"]))
+    at["either"].append(len(at["condition"]) - 1)
 
 
 def parts(score: str, columns: Mapping[str, Column]) -> dict[str, Column]:

@@ -8,16 +8,19 @@ and keeps no state, so that batch and online are one computation and hindsight h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from features import kernels
 from features.clock import STAY_US, UTC_US, parse_lookback
@@ -59,7 +62,11 @@ _RANK: Final = {"preliminary": 0, "final": 1, "corrected": 2, "deleted": 3}
 _NEVER: Final = np.iinfo(np.int64).max
 _SUFFIX: Final = re.compile(r"(?P<statistic>[a-z_]+?)(?:_(?P<lookback>\d+(?:d|h|min|s|us)))?")
 
+_ONE: Final = pd.Index([""])
+_FINAL: Final = pd.Index(["final"])
+
 Ints = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,34 +169,136 @@ def flatten(events: pd.DataFrame, concepts: Sequence[str]) -> FlatEvents:
     DataError
         A column is missing or of the wrong type, or a value is infinite.
     """
-    _check(events)
+    _check(events.columns)
     names = tuple(dict.fromkeys(concepts))
     encounter, ids = _present(*_codes(events["encounter_id"]))
-    label, labels = _codes(events["concept"])
-    concept = _lookup(labels, names)[label] if len(labels) else np.full(len(events), -1, np.int64)
-    keep = np.flatnonzero((concept >= 0) & (encounter >= 0))
-    time, available = _micros(events, "time"), _micros(events, "available_time")
-    value = events["numeric_value"].to_numpy(dtype=np.float64, na_value=np.nan)
-    infinite = int(np.isinf(value[keep]).sum())
+    facts = _Columns(
+        encounter,
+        ids,
+        _concepts(*_codes(events["concept"]), names),
+        _micros(events, "time"),
+        _micros(events, "available_time"),
+        events["numeric_value"].to_numpy(dtype=np.float64, na_value=np.nan),
+        *_codes(events["status"]),
+        lambda rows: events["source_id"].take(rows),
+    )
+    return _flatten(facts, names)
+
+
+def flatten_one(
+    concept: Codes, time: Ints, available: Ints, value: npt.NDArray[np.float64], concepts: tuple[str, ...]
+) -> FlatEvents:
+    """The same for one encounter whose final events are arrays already: the quickest road for a service.
+
+    ``concept`` counts among ``concepts`` (-1: not asked for), times are microseconds. Ties of time and availability
+    break by value, since there are no identities at the source.
+    """
+    nobody = np.zeros(concept.size, np.int32)
+    facts = _Columns(
+        nobody,
+        _ONE,
+        concept,
+        time,
+        available,
+        value,
+        nobody,
+        _FINAL,
+        lambda rows: pd.Series("", range(rows.size)),
+    )
+    return _flatten(facts, concepts)
+
+
+def read_flat(path: Path, concepts: Sequence[str]) -> FlatEvents:
+    """The same as :func:`flatten` of a Parquet file of cleaned canonical events, without a table in between.
+
+    Identities at the source are read only where they decide something: ties, and corrections.
+
+    Raises
+    ------
+    DataError
+        As for :func:`flatten`, or the file is no Parquet.
+    """
+    text = ["encounter_id", "concept", "status"]
+    try:
+        with pq.ParquetFile(path, memory_map=True, read_dictionary=text) as file:
+            _check(file.schema_arrow.names)
+            late = [] if _stored_alike(path, file, "time", "available_time") else ["available_time"]
+            table = file.read([*text, "time", *late, "numeric_value"], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path.name} cannot be read as Parquet. Give a complete Parquet file.") from error
+    names = tuple(dict.fromkeys(concepts))
+    (encounter, ids), (concept, labels), status = (_arrow_codes(table[name]) for name in text)
+    facts = _Columns(
+        encounter,
+        ids,
+        _concepts(concept, labels, names),
+        time := _arrow_micros(table, "time"),
+        _arrow_micros(table, "available_time") if late else time,
+        _arrow_numbers(table["numeric_value"]),
+        *status,
+        lambda rows: (
+            pq.read_table(path, columns=["source_id"])["source_id"].to_pandas().astype("str").take(rows)
+        ),
+    )
+    return _flatten(facts, names)
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """What windows read of events, as arrays: codes (-1 = empty) with their labels, microseconds, values.
+
+    ``concept`` counts among the concepts asked for. ``sources`` gives the identities of some rows.
+    """
+
+    encounter: Codes
+    ids: pd.Index
+    concept: Codes
+    time: Ints
+    available: Ints
+    value: npt.NDArray[np.float64]
+    status: Codes
+    statuses: pd.Index
+    sources: Callable[[Ints], pd.Series]
+
+
+def _flatten(facts: _Columns, names: tuple[str, ...]) -> FlatEvents:
+    infinite = int(np.isinf(facts.value[facts.concept >= 0]).sum())
     if infinite:
         raise DataError(
-            f"{infinite:,} of {keep.size:,} events have an infinite numeric_value. Run features.clean first."
+            f"{infinite:,} of {facts.value.size:,} events have an infinite numeric_value. Run features.clean first."
         )
-    superseded, gone = _revisions(events, keep, encounter, concept, available)
-    absent = np.isnan(value[keep])
+    rank = np.array([_RANK.get(s, 1) for s in facts.statuses] + [1], dtype=np.int64)
+    if bool((rank == 1).all()) or bool((rank[facts.status] == 1).all()):
+        sizes = (facts.encounter, len(facts.ids), facts.concept, len(names))
+        start, time, available, value, rises = kernels.lay_out(
+            *sizes, facts.time, facts.available, facts.value
+        )
+        if rises:
+            return FlatEvents(facts.ids, names, start, time, available, value, np.empty(0, np.int64))
+    return _settle(facts, names, rank)
+
+
+def _settle(facts: _Columns, names: tuple[str, ...], rank: Ints) -> FlatEvents:
+    """The general way: revisions are told apart, groups sorted, ties broken."""
+    keep = np.flatnonzero((facts.concept >= 0) & (facts.encounter >= 0))
+    superseded, gone = _revisions(facts, keep, rank[facts.status])
+    absent = np.isnan(facts.value[keep])
     keep = keep[~(absent | gone[keep])] if gone.size else keep[~absent]
-    order = kernels.spread(encounter, len(ids), kernels.spread(concept, len(names), keep))
-    group = encounter[order] * len(names) + concept[order]
-    start = np.zeros(len(ids) * len(names) + 1, np.int64)
+    order = kernels.spread(facts.encounter, len(facts.ids), kernels.spread(facts.concept, len(names), keep))
+    group = facts.encounter[order].astype(np.int64) * len(names) + facts.concept[order]
+    start = np.zeros(len(facts.ids) * len(names) + 1, np.int64)
     np.cumsum(np.bincount(group, minlength=start.size - 1), out=start[1:])
-    unsettled = np.flatnonzero(kernels.unsettled(group, time[order], available[order]))
+    unsettled = np.flatnonzero(kernels.unsettled(group, facts.time[order], facts.available[order]))
     if unsettled.size:
         rows = order[unsettled]
-        source = pd.factorize(events["source_id"].take(rows), sort=True)[0]
-        keys = (value[rows], source, available[rows], time[rows], group[unsettled])
+        source = pd.factorize(facts.sources(rows), sort=True)[0]
+        keys = (facts.value[rows], source, facts.available[rows], facts.time[rows], group[unsettled])
         order[unsettled] = rows[np.lexsort(keys)]
     late = superseded[order] if superseded.size else superseded
-    return FlatEvents(ids, names, start, time[order], available[order], value[order], late)
+    value = (
+        facts.value[order] + 0.0
+    )  # no negative zero: which of two zeros is the smaller would depend on the road
+    return FlatEvents(facts.ids, names, start, facts.time[order], facts.available[order], value, late)
 
 
 def build(
@@ -226,39 +335,67 @@ def build(
     DataError
         A table has a missing or mistyped column, an empty time, an infinite value, or FlatEvents lack a concept.
     """
-    step = 0 if resample is None else resample // timedelta(microseconds=1)
-    if resample is not None and step <= 0:
-        raise SpecError(f"resample must be positive, got {resample}.")
+    _step(resample)
     wanted = tuple(dict.fromkeys(w.concept for w in windows))
     flat = events if isinstance(events, FlatEvents) else flatten(events, wanted)
-    absent = [c for c in wanted if c not in flat.concepts]
-    if absent:
-        raise DataError(
-            f"These flat events were made without {', '.join(absent)}. Flatten with all the concepts."
-        )
-    encounter, time = _rows(prediction_times, flat.encounter_ids)
-    order = _row_order(encounter, time)
+    encounter, time = rows(prediction_times, flat.encounter_ids)
     matrix = np.empty((time.size, len(windows)), np.float32) if out is None else out
-    plan = _plan(tuple(windows), wanted, flat.concepts)
-
-    facts = kernels.Facts(
-        flat.start, len(flat.concepts), flat.time, flat.available, flat.superseded, flat.value
-    )
-
-    def fill(part: Ints) -> None:
-        kernels.fill(encounter[part], time[part], part, facts, plan, step, matrix)
-
-    if threads <= 1 or order.size < 10_000:
-        fill(order)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(fill, np.array_split(order, threads * 4)))
+    fill(flat, encounter, time, plan(windows, flat.concepts), resample, threads, matrix)
     return matrix
 
 
-def _check(events: pd.DataFrame) -> None:
+def fill(
+    flat: FlatEvents,
+    encounter: Ints,
+    time: Ints,
+    plan: kernels.Plan,
+    resample: timedelta | None,
+    threads: int,
+    out: npt.NDArray[np.float32],
+    extra: npt.NDArray[np.float32] | None = None,
+    finish: Callable[[Ints], None] | None = None,
+) -> None:
+    """The same on bare arrays, for callers that ask often or want more done on finished rows.
+
+    Parameters
+    ----------
+    encounter, time : int64 arrays of shape (n,)
+        Positions in ``flat.encounter_ids`` (-1: no events) and prediction times in microseconds, in any order.
+    plan : what :func:`plan` made of the windows and ``flat.concepts``
+    out, extra : float32 arrays with n rows
+        The plan's last columns go to ``extra``, as many as it has, the others to ``out``.
+    finish : callable, optional
+        Told which rows are done, from the thread that did them.
+    """
+    step = _step(resample)
+    order = _row_order(encounter, time)
+    facts = kernels.Facts(
+        flat.start, len(flat.concepts), flat.time, flat.available, flat.superseded, flat.value
+    )
+    more = np.empty((time.size, 0), np.float32) if extra is None else extra
+
+    def work(part: Ints) -> None:
+        kernels.fill(encounter[part], time[part], part, facts, plan, step, out, more)
+        if finish is not None:
+            finish(part)
+
+    if threads <= 1 or order.size < 10_000:
+        work(order)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, np.array_split(order, threads * 4)))
+
+
+def _step(resample: timedelta | None) -> int:
+    step = 0 if resample is None else resample // timedelta(microseconds=1)
+    if resample is not None and step <= 0:
+        raise SpecError(f"resample must be positive, got {resample}.")
+    return step
+
+
+def _check(found: Iterable[str]) -> None:
     columns = ("encounter_id", "concept", "time", "available_time", "numeric_value", "status", "source_id")
-    missing = [c for c in columns if c not in events.columns]
+    missing = [c for c in columns if c not in set(found)]
     if missing:
         raise DataError(
             f"Event table lacks {', '.join(missing)}. See features/events.py for what each column means."
@@ -278,30 +415,89 @@ def _micros(table: pd.DataFrame, column: str) -> Ints:
     return micros
 
 
-def _codes(series: pd.Series) -> tuple[Ints, pd.Index]:
+def _codes(series: pd.Series) -> tuple[Codes, pd.Index]:
     """Integer codes (-1 = empty) and the strings they stand for; cheap when the column is a categorical already."""
     if isinstance(series.dtype, pd.CategoricalDtype):
-        return series.cat.codes.to_numpy().astype(np.int64), series.cat.categories
+        return series.cat.codes.to_numpy().astype(np.int32), series.cat.categories
     codes, uniques = pd.factorize(series)
-    return np.asarray(codes, dtype=np.int64), pd.Index(uniques)
+    return np.asarray(codes, dtype=np.int32), pd.Index(uniques)
 
 
-def _present(codes: Ints, labels: pd.Index) -> tuple[Ints, pd.Index]:
+def _present(codes: Codes, labels: pd.Index) -> tuple[Codes, pd.Index]:
     """The same without labels that no row has, when most are such: a slice keeps the categories of its cohort."""
     if len(labels) <= codes.size + 16:
         return codes, labels
     used, place = np.unique(codes, return_inverse=True)
     lost = int(used.size > 0 and used[0] < 0)
-    return place.astype(np.int64) - lost, labels[used[lost:]]
+    return (place - lost).astype(np.int32), labels[used[lost:]]
 
 
-def _lookup(labels: pd.Index, names: Sequence[str]) -> Ints:
+def _concepts(codes: Codes, labels: pd.Index, names: Sequence[str]) -> Codes:
+    """Positions among the concepts asked for, -1 where nobody asked."""
+    return _lookup(labels, names)[codes] if len(labels) else np.full(codes.size, -1, np.int32)
+
+
+def _stored_alike(path: Path, file: pq.ParquetFile, one: str, other: str) -> bool:
+    """Whether two columns are the same bytes on disk, so that only one need be read: where both clocks agree, they are.
+
+    Same bytes, type and encoding mean same values; the reverse need not hold, and then both are read.
+    """
+    kind = file.schema_arrow
+    if kind.field(one).type != kind.field(other).type:
+        return False
+    meta, names = file.metadata, [file.schema.column(k).path for k in range(file.metadata.num_columns)]
+    stored = np.memmap(path, np.uint8, "r") if meta.num_rows else np.empty(0, np.uint8)
+    for g in range(meta.num_row_groups):
+        a, b = (meta.row_group(g).column(names.index(name)) for name in (one, other))
+        if (a.compression, a.encodings) != (b.compression, b.encodings):
+            return False
+        one_bytes, other_bytes = (_chunk(stored, c) for c in (a, b))
+        if not np.array_equal(one_bytes, other_bytes):
+            return False
+    return True
+
+
+def _chunk(stored: npt.NDArray[np.uint8], column: pq.ColumnChunkMetaData) -> npt.NDArray[np.uint8]:
+    first = column.dictionary_page_offset or column.data_page_offset
+    return stored[first : first + column.total_compressed_size]
+
+
+def _arrow_codes(column: pa.ChunkedArray) -> tuple[Codes, pd.Index]:
+    """As :func:`_codes`, from Arrow."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    whole = column.unify_dictionaries().combine_chunks()
+    codes = whole.indices.fill_null(-1).to_numpy().astype(np.int32, copy=False)
+    return codes, pd.Index(whole.dictionary.to_pandas())
+
+
+def _arrow_micros(table: pa.Table, name: str) -> Ints:
+    column = table[name]
+    if not pa.types.is_timestamp(column.type) or column.type.unit != "us":
+        raise DataError(f"Column {name!r} is {column.type}, expected timestamp[us] in UTC.")
+    if column.null_count:
+        raise DataError(f"{column.null_count:,} of {len(column):,} rows have no {name}. Every row needs one.")
+    return np.asarray(column.combine_chunks().cast(pa.int64()).to_numpy(), dtype=np.int64)
+
+
+def _arrow_numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _lookup(labels: pd.Index, names: Sequence[str]) -> Codes:
     """Position of each label among the names, -1 when absent; one more -1 at the end serves code -1."""
     place = {name: i for i, name in enumerate(names)}
-    return np.array([place.get(label, -1) for label in labels] + [-1], dtype=np.int64)
+    return np.array([place.get(label, -1) for label in labels] + [-1], dtype=np.int32)
 
 
-def _rows(prediction_times: pd.DataFrame, ids: pd.Index) -> tuple[Ints, Ints]:
+def rows(prediction_times: pd.DataFrame, ids: pd.Index) -> tuple[Ints, Ints]:
+    """Prediction times as arrays: positions of their encounters among ``ids`` (-1 where absent), and microseconds.
+
+    Raises
+    ------
+    DataError
+        A column is missing or mistyped, or a time is empty.
+    """
     missing = [c for c in ("encounter_id", "prediction_time") if c not in prediction_times.columns]
     if missing:
         raise DataError(f"Prediction times lack {', '.join(missing)}. Give encounter_id and prediction_time.")
@@ -318,9 +514,7 @@ def _row_order(encounter: Ints, time: Ints) -> Ints:
     return np.lexsort((time, encounter)).astype(np.int64)
 
 
-def _revisions(
-    events: pd.DataFrame, keep: Ints, encounter: Ints, concept: Ints, available: Ints
-) -> tuple[Ints, npt.NDArray[np.bool_]]:
+def _revisions(facts: _Columns, keep: Ints, rank: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
     """When each event stopped being believed, and which events only say that another is gone.
 
     Rows with the same encounter, concept and source_id are reports of one fact, told in this order: preliminary, final,
@@ -329,12 +523,11 @@ def _revisions(
     preliminary one by any later report. So the order of rows matters among reports of one fact that share kind and
     available_time, and nowhere else. Both arrays are empty when every row is final, which is the usual case.
     """
-    codes, labels = _codes(events["status"])
-    rank = np.array([_RANK.get(s, 1) for s in labels] + [1], dtype=np.int64)[codes]
     if bool((rank[keep] == 1).all()):
         return np.empty(0, np.int64), np.empty(0, np.bool_)
-    until = np.full(len(events), _NEVER)
-    source = pd.factorize(events["source_id"].take(keep))[0]
+    encounter, concept, available = facts.encounter, facts.concept, facts.available
+    until = np.full(rank.size, _NEVER)
+    source = pd.factorize(facts.sources(keep))[0]
     rows, source = keep[source >= 0], source[source >= 0]
     keys = (available[rows], np.minimum(rank[rows], 2), source, concept[rows], encounter[rows])
     sequence = np.lexsort((rows, *keys))
@@ -353,14 +546,30 @@ def _revisions(
     return until, rank == 3
 
 
-def _same(i: int, rows: Ints, source: Ints, encounter: Ints, concept: Ints) -> bool:
+def _same(i: int, rows: Ints, source: Ints, encounter: Codes, concept: Codes) -> bool:
     a, b = rows[i], rows[i + 1]
     return bool(source[i] == source[i + 1] and concept[a] == concept[b] and encounter[a] == encounter[b])
 
 
+def plan(windows: Sequence[Window], concepts: tuple[str, ...]) -> kernels.Plan:
+    """What the kernel is to do, for events flattened with ``concepts``; columns in the order of the windows.
+
+    Raises
+    ------
+    DataError
+        A window reads a concept that the events were flattened without.
+    """
+    return _plan(tuple(windows), concepts)
+
+
 @lru_cache(maxsize=64)
-def _plan(windows: tuple[Window, ...], wanted: tuple[str, ...], flat: tuple[str, ...]) -> kernels.Plan:
-    """The windows as arrays: per concept its rising lookbacks, per lookback the statistics to write and where."""
+def _plan(windows: tuple[Window, ...], flat: tuple[str, ...]) -> kernels.Plan:
+    wanted = tuple(dict.fromkeys(w.concept for w in windows))
+    absent = [c for c in wanted if c not in flat]
+    if absent:
+        raise DataError(
+            f"These flat events were made without {', '.join(absent)}. Flatten with all the concepts."
+        )
     levels: dict[str, dict[int, list[tuple[int, str]]]] = {name: {} for name in wanted}
     for column, w in enumerate(windows):
         levels[w.concept].setdefault(w.lookback_us, []).append((column, w.statistic))
@@ -384,9 +593,11 @@ def _plan(windows: tuple[Window, ...], wanted: tuple[str, ...], flat: tuple[str,
         level_start.append(len(lookback))
     concept = [flat.index(name) for name in wanted]
     lists = (concept, needs, level_start, lookback, depth, slot_start, statistic, columns, asked)
-    arrays = [np.array(x, dtype=np.int64) for x in lists]
     table = np.array(place, dtype=np.int64).reshape(-1, len(PLACED))
-    return kernels.Plan(*arrays, place=table, n_columns=len(windows))
+    c, n, starts, edges, depths, begins, what, cells, kinds = (
+        np.array(x, dtype=np.int64) for x in lists
+    )
+    return kernels.Plan(c, n, starts, edges, depths, begins, what, cells, kinds, table, len(windows))
 
 
 def _asked(statistics: Iterable[str]) -> int:
