@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,15 @@ class Ratio:
         return Window(self.numerator, "last", STAY_US), Window(self.denominator, "last", STAY_US)
 
 
+OF_CATEGORIES: Final = ("last", "first", "hours_since_last", "count")
+"""The statistics that make sense of a category, such as where a patient is."""
+
+
+def is_category(concept: str) -> bool:
+    """Whether a concept's numbers only name things, by texts.csv."""
+    return loader.concepts()[concept].unit == "{category}"
+
+
 @dataclass(frozen=True)
 class FeatureSet:
     """What a model reads: ``windows``, then ``ratios``, then ``scores``, all read at one ``resample`` step.
@@ -60,6 +69,15 @@ class FeatureSet:
             raise SpecError(
                 f"Unknown concepts in the feature set: {', '.join(unknown)}. See concepts.csv for the names."
             )
+        senseless = sorted(
+            {w.name for w in self.windows if is_category(w.concept) and w.statistic not in OF_CATEGORIES}
+            | {r.name for r in self.ratios if is_category(r.numerator) or is_category(r.denominator)}
+        )
+        if senseless:
+            raise SpecError(
+                f"{', '.join(senseless)} would calculate with categories. Of a category ask for "
+                f"{', '.join(OF_CATEGORIES)}."
+            )
         twice = sorted({n for n in self.names if self.names.count(n) > 1})
         if twice:
             raise SpecError(f"Features named twice: {', '.join(twice)}. Keep one of each.")
@@ -76,6 +94,12 @@ class FeatureSet:
     def names(self) -> tuple[str, ...]:
         """Column names in order: windows, ratios, scores."""
         return (*(w.name for w in self.windows), *(r.name for r in self.ratios), *self.scores)
+
+    @cached_property
+    def categorical(self) -> tuple[str, ...]:
+        """The columns whose numbers name categories; a model must not put them in order."""
+        named = ("last", "first")
+        return tuple(w.name for w in self.windows if is_category(w.concept) and w.statistic in named)
 
     @cached_property
     def concepts(self) -> tuple[str, ...]:
@@ -180,6 +204,7 @@ class FeatureSet:
                 }
                 for c in self.concepts
             },
+            "categories": {w.concept: _words(w.concept) for w in self.windows if is_category(w.concept)},
             "membership": "time in (t - lookback, t], available_time <= t; ties by available_time, source_id, value",
             "availability": {
                 "policy": "a source's own available_time where it has one, else time plus available_after_min",
@@ -236,6 +261,15 @@ class FeatureSet:
             ratios.append(Ratio(**entry))
         scores = _strings(table, "scores", "[features]") if "scores" in table else ()
         return cls(tuple(windows), tuple(ratios), tuple(scores), _step(table.get("resample")))
+
+
+def _words(concept: str) -> dict[str, str]:
+    """The first word of texts.csv for each number of a category."""
+    named: dict[str, str] = {}
+    for (c, word), value in loader.texts().items():
+        if c == concept:
+            named.setdefault(f"{value:g}", word)
+    return named
 
 
 def _step(text: object) -> timedelta | None:

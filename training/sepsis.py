@@ -160,7 +160,10 @@ def fit(cohort: Cohort, rows: Bools, spec: Spec, threads: int) -> lgb.Booster:
     target, weight = blended(cohort, used, float(training["utility_share"]))
     weight = weight * np.where(thinned[used], 1 / training["keep"], 1.0)
     names = list(spec.features.names)
-    data = lgb.Dataset(cohort.matrix[used], target, weight=weight, feature_name=names)
+    named = list(spec.features.categorical)
+    data = lgb.Dataset(
+        cohort.matrix[used], target, weight=weight, feature_name=names, categorical_feature=named
+    )
     fixed = {"objective": "cross_entropy", "verbose": -1, "seed": training["seed"] % 2**31}
     steady = {"deterministic": True, "force_col_wise": True, "num_threads": threads}
     return lgb.train({**fixed, **steady, **training["boost"]}, data, training["rounds"])
