@@ -86,40 +86,44 @@ def spread(keys: Codes, n_keys: int, order: Ints) -> Ints:
 
 
 @compiled
+def count(encounter: Codes, concept: Codes, n_concepts: int, value: Floats, counts: Ints) -> None:
+    """Add up how many events each encounter and concept has. Those without either (-1) or a value (NaN) are none."""
+    for i in range(encounter.size):
+        if encounter[i] >= 0 and concept[i] >= 0 and not np.isnan(value[i]):
+            counts[np.int64(encounter[i]) * n_concepts + concept[i]] += 1
+
+
+@compiled
 def lay_out(
     encounter: Codes,
-    n_encounters: int,
     concept: Codes,
     n_concepts: int,
     time: Ints,
     available: Ints,
     value: Floats,
-) -> tuple[Ints, Ints, Ints, Floats, bool]:
-    """Lay the events of each encounter and concept side by side, in the order in which they came.
-
-    Events without an encounter, a concept (-1) or a value (NaN) are left out. Returns where each group begins, times,
-    times of availability, values, and whether every group rises strictly in (time, available), which settles its order.
-    """
-    start = np.zeros(n_encounters * n_concepts + 1, np.int64)
-    for i in range(encounter.size):
-        if encounter[i] >= 0 and concept[i] >= 0 and not np.isnan(value[i]):
-            start[np.int64(encounter[i]) * n_concepts + concept[i] + 1] += 1
-    for g in range(start.size - 1):
-        start[g + 1] += start[g]
-    place = start[:-1].copy()
-    times, visible = np.empty(start[-1], np.int64), np.empty(start[-1], np.int64)
-    values = np.empty(start[-1], np.float64)
-    rises = True
+    place: Ints,
+    times: Ints,
+    visible: Ints,
+    values: Floats,
+) -> None:
+    """Put the events that :func:`count` counted side by side, each group from its ``place`` on, as they came."""
     for i in range(encounter.size):
         if encounter[i] >= 0 and concept[i] >= 0 and not np.isnan(value[i]):
             group = np.int64(encounter[i]) * n_concepts + concept[i]
             at = place[group]
             place[group] = at + 1
-            t, known = time[i], available[i]
-            if at > start[group] and (times[at - 1] > t or (times[at - 1] == t and visible[at - 1] >= known)):
-                rises = False
-            times[at], visible[at], values[at] = t, known, value[i] + 0.0  # no negative zero
-    return start, times, visible, values, rises
+            times[at], visible[at] = time[i], available[i]
+            values[at] = value[i] + 0.0  # no negative zero: which of two is smaller would depend on the road
+
+
+@compiled
+def rises(start: Ints, time: Ints, available: Ints) -> bool:
+    """Whether every group rises strictly in (time, available), which settles its order."""
+    for g in range(start.size - 1):
+        for i in range(start[g] + 1, start[g + 1]):
+            if time[i - 1] > time[i] or (time[i - 1] == time[i] and available[i - 1] >= available[i]):
+                return False
+    return True
 
 
 @compiled

@@ -62,6 +62,8 @@ _RANK: Final = {"preliminary": 0, "final": 1, "corrected": 2, "deleted": 3}
 _NEVER: Final = np.iinfo(np.int64).max
 _SUFFIX: Final = re.compile(r"(?P<statistic>[a-z_]+?)(?:_(?P<lookback>\d+(?:d|h|min|s|us)))?")
 
+_TEXT: Final = ["encounter_id", "concept", "status"]
+_WORTH_A_THREAD: Final = 100_000
 _ONE: Final = pd.Index([""])
 _FINAL: Final = pd.Index(["final"])
 
@@ -208,26 +210,23 @@ def flatten_one(
     return _flatten(facts, concepts)
 
 
-def read_flat(path: Path, concepts: Sequence[str]) -> FlatEvents:
+def read_flat(path: Path, concepts: Sequence[str], threads: int = 1) -> FlatEvents:
     """The same as :func:`flatten` of a Parquet file of cleaned canonical events, without a table in between.
 
-    Identities at the source are read only where they decide something: ties, and corrections.
+    Identities at the source are read only where they decide something: ties, and corrections. Threads take a row group
+    each.
 
     Raises
     ------
     DataError
         As for :func:`flatten`, or the file is no Parquet.
     """
-    text = ["encounter_id", "concept", "status"]
     try:
-        with pq.ParquetFile(path, memory_map=True, read_dictionary=text) as file:
-            _check(file.schema_arrow.names)
-            late = [] if _stored_alike(path, file, "time", "available_time") else ["available_time"]
-            table = file.read([*text, "time", *late, "numeric_value"], use_threads=False)
+        table, late = _read_columns(path, threads)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path.name} cannot be read as Parquet. Give a complete Parquet file.") from error
     names = tuple(dict.fromkeys(concepts))
-    (encounter, ids), (concept, labels), status = (_arrow_codes(table[name]) for name in text)
+    (encounter, ids), (concept, labels), status = (_arrow_codes(table[name]) for name in _TEXT)
     facts = _Columns(
         encounter,
         ids,
@@ -240,7 +239,25 @@ def read_flat(path: Path, concepts: Sequence[str]) -> FlatEvents:
             pq.read_table(path, columns=["source_id"])["source_id"].to_pandas().astype("str").take(rows)
         ),
     )
-    return _flatten(facts, names)
+    return _flatten(facts, names, threads)
+
+
+def _read_columns(path: Path, threads: int) -> tuple[pa.Table, bool]:
+    """The columns that windows read, and whether the second clock is among them or is the first over again."""
+    with pq.ParquetFile(path, memory_map=True) as file:
+        _check(file.schema_arrow.names)
+        late = not _stored_alike(path, file, "time", "available_time")
+        groups = list(range(file.metadata.num_row_groups))
+    columns = [*_TEXT, "time", *(["available_time"] if late else []), "numeric_value"]
+
+    def read(some: list[int]) -> pa.Table:
+        with pq.ParquetFile(path, memory_map=True, read_dictionary=_TEXT) as file:
+            return file.read_row_groups(some, columns, use_threads=False)
+
+    if threads <= 1 or len(groups) < 2:
+        return read(groups), late
+    with ThreadPoolExecutor(threads) as pool:
+        return pa.concat_tables(pool.map(read, [[g] for g in groups])), late
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +278,7 @@ class _Columns:
     sources: Callable[[Ints], pd.Series]
 
 
-def _flatten(facts: _Columns, names: tuple[str, ...]) -> FlatEvents:
+def _flatten(facts: _Columns, names: tuple[str, ...], threads: int = 1) -> FlatEvents:
     infinite = int(np.isinf(facts.value[facts.concept >= 0]).sum())
     if infinite:
         raise DataError(
@@ -269,13 +286,45 @@ def _flatten(facts: _Columns, names: tuple[str, ...]) -> FlatEvents:
         )
     rank = np.array([_RANK.get(s, 1) for s in facts.statuses] + [1], dtype=np.int64)
     if bool((rank == 1).all()) or bool((rank[facts.status] == 1).all()):
-        sizes = (facts.encounter, len(facts.ids), facts.concept, len(names))
-        start, time, available, value, rises = kernels.lay_out(
-            *sizes, facts.time, facts.available, facts.value
-        )
-        if rises:
-            return FlatEvents(facts.ids, names, start, time, available, value, np.empty(0, np.int64))
+        flat = _laid_out(facts, names, threads)
+        if kernels.rises(flat.start, flat.time, flat.available):
+            return flat
     return _settle(facts, names, rank)
+
+
+def _laid_out(facts: _Columns, names: tuple[str, ...], threads: int) -> FlatEvents:
+    """Events group by group, as they came. Threads take a stretch each and know from the counts where to put it."""
+    size, parts = facts.value.size, threads if facts.value.size > _WORTH_A_THREAD else 1
+    stretches = [slice(k * size // parts, (k + 1) * size // parts) for k in range(parts)]
+    counts = np.zeros((parts, len(facts.ids) * len(names)), np.int64)
+
+    def count(k: int) -> None:
+        s = stretches[k]
+        kernels.count(facts.encounter[s], facts.concept[s], len(names), facts.value[s], counts[k])
+
+    _each(count, parts)
+    start = np.zeros(counts.shape[1] + 1, np.int64)
+    np.cumsum(counts.sum(axis=0), out=start[1:])
+    place = start[:-1] + np.cumsum(counts, axis=0) - counts
+    time, available = np.empty(start[-1], np.int64), np.empty(start[-1], np.int64)
+    value = np.empty(start[-1], np.float64)
+
+    def put(k: int) -> None:
+        s = stretches[k]
+        codes = (facts.encounter[s], facts.concept[s], len(names))
+        known = (facts.time[s], facts.available[s], facts.value[s])
+        kernels.lay_out(*codes, *known, place[k], time, available, value)
+
+    _each(put, parts)
+    return FlatEvents(facts.ids, names, start, time, available, value, np.empty(0, np.int64))
+
+
+def _each(work: Callable[[int], None], parts: int) -> None:
+    if parts == 1:
+        work(0)
+    else:
+        with ThreadPoolExecutor(parts) as pool:
+            list(pool.map(work, range(parts)))
 
 
 def _settle(facts: _Columns, names: tuple[str, ...], rank: Ints) -> FlatEvents:
@@ -379,7 +428,7 @@ def fill(
         if finish is not None:
             finish(part)
 
-    if threads <= 1 or order.size < 10_000:
+    if threads <= 1 or order.size < _WORTH_A_THREAD // 10:
         work(order)
     else:
         with ThreadPoolExecutor(threads) as pool:
@@ -594,9 +643,7 @@ def _plan(windows: tuple[Window, ...], flat: tuple[str, ...]) -> kernels.Plan:
     concept = [flat.index(name) for name in wanted]
     lists = (concept, needs, level_start, lookback, depth, slot_start, statistic, columns, asked)
     table = np.array(place, dtype=np.int64).reshape(-1, len(PLACED))
-    c, n, starts, edges, depths, begins, what, cells, kinds = (
-        np.array(x, dtype=np.int64) for x in lists
-    )
+    c, n, starts, edges, depths, begins, what, cells, kinds = (np.array(x, dtype=np.int64) for x in lists)
     return kernels.Plan(c, n, starts, edges, depths, begins, what, cells, kinds, table, len(windows))
 
 
