@@ -288,7 +288,7 @@ def _pair(code: str, unit: str, given: str) -> _Pair:
     assumed = row.unit if row else about.unit
     known = loader.conversion(concept, unit or assumed)
     factor, offset = known or (1.0, 0.0)
-    rule = None if unit else loader.repairs().get((concept, assumed))
+    rule = loader.repair(concept, assumed, unit)
     repair = (rule.low, rule.high, rule.factor, rule.offset) if rule else _NOTHING
     other = loader.misfiled().get(concept)
     misfiled = (other.low, other.high) if other else _NOWHERE

@@ -1,10 +1,11 @@
 """Reads the concept tables once, and refuses them when they contradict themselves.
 
 Tables and their keys: ``concepts.csv`` (concept), ``codes/*.csv`` (one file a vocabulary: system, code), ``units.csv``
-(concept or any, from_unit), ``repairs.csv`` (what a number without a unit can only mean), ``sentinels.csv`` (numbers
-that mean "no value"), ``misfiled.csv`` (values that can only belong to another concept), ``orders.csv`` (which of two
-facts of one instant cannot be the larger), ``left_out.csv`` (codes known and deliberately not used), ``texts.csv``
-(words that stand for a number) and ``scores/*.csv`` (bands of the clinical scores). Every row names its source.
+(concept or any, from_unit), ``repairs.csv`` (what a number without a unit, or in spite of one, can only mean),
+``sentinels.csv`` (numbers that mean "no value"), ``misfiled.csv`` (values that can only belong to another concept),
+``orders.csv`` (which of two facts of one instant cannot be the larger), ``left_out.csv`` (codes known and deliberately
+not used), ``texts.csv`` (words that stand for a number) and ``scores/*.csv`` (bands of the clinical scores). Every row
+names its source.
 
 ``available_after_min`` is the declared policy for sources that do not say when a fact became visible: vitals, therapy
 and demographics at charting (0), gas analysis and point-of-care meters after 15 minutes, the central laboratory after
@@ -59,10 +60,14 @@ class CodeRow:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What a number without a unit can only mean: ``low..high`` in ``assumed_unit`` is ``value * factor + offset``."""
+    """What a number can only mean: ``low..high`` in ``assumed_unit`` is ``value * factor + offset``.
+
+    ``stated`` says whether it holds where the source states that unit too (in any spelling), or only where none is.
+    """
 
     concept: str
     assumed_unit: str
+    stated: bool
     low: float
     high: float
     factor: float
@@ -219,9 +224,34 @@ def repairs() -> dict[tuple[str, str], Repair]:
         low, high, factor, offset = (
             _number(row, column, where) for column in ("low", "high", "factor", "offset")
         )
-        rule = Repair(row["concept"], row["assumed_unit"], low, high, factor, offset, row["source"])
+        stated = row["stated"] == "yes"
+        rule = Repair(row["concept"], row["assumed_unit"], stated, low, high, factor, offset, row["source"])
+        _check_repair(rule, row["stated"], where)
         table[rule.concept, rule.assumed_unit] = rule
     return table
+
+
+def _check_repair(rule: Repair, stated: str, where: str) -> None:
+    """Refuse a rule that would overrule a stated unit where the value is possible as it stands."""
+    if stated not in ("yes", "no"):
+        raise SpecError(f"{where} has {stated!r} as stated. Say yes or no.")
+    about = concepts()[rule.concept]
+    known = conversion(rule.concept, rule.assumed_unit) or (1.0, 0.0)
+    low, high = sorted(v * known[0] + known[1] for v in (rule.low, rule.high))
+    if rule.stated and high >= about.low and low <= about.high:
+        raise SpecError(
+            f"{where} overrules a stated unit for values that are possible in it. Narrow low and high."
+        )
+
+
+@lru_cache(maxsize=65_536)
+def repair(concept: str, assumed_unit: str, unit: str) -> Repair | None:
+    """The rule for values of a concept in a unit as written, empty where none is; None where there is no rule."""
+    if not unit:
+        return repairs().get((concept, assumed_unit))
+    known = conversion(concept, unit)
+    alike = (r for (c, u), r in repairs().items() if c == concept and conversion(c, u) == known)
+    return next((r for r in alike if r.stated), None)
 
 
 @cache

@@ -348,3 +348,69 @@ def test_cleaning_twice_changes_nothing(tell: Tell, rows: list[dict[str, Any]]) 
     again, account = clean(usable)
     pd.testing.assert_frame_equal(again, usable)
     assert account.reasons == {}
+
+
+# ------------------------------------------------------------ what a value can only mean
+
+
+@pytest.mark.parametrize("unit", ["%", "percent", "PERCENT", None])
+def test_a_percentage_of_oxygen_below_one_is_a_fraction_whatever_is_stated(
+    tell: Tell, unit: str | None
+) -> None:
+    row = {"code": "EICU_RESPIRATORY//FiO2", "unit": unit}
+    assert one(tell, **row, value=0.4) == ("fio2", 0.4, "1")
+    assert one(tell, **row, value=1) == ("fio2", 1, "1")
+    assert one(tell, **row, value=40) == ("fio2", pytest.approx(0.4), "1")
+    assert one(tell, **row, value=0.2) == "impossible_value"
+
+
+def test_a_stated_fraction_is_believed(tell: Tell) -> None:
+    # Only a percentage can be nothing but a fraction in spite of its unit; the other way round is refused.
+    assert one(tell, code="LOINC//3150-0", value=40, unit="{fraction}") == "impossible_value"
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [(0.04, 0.04), (1.0, 1.0), (1.2, 0.02), (2.4, 0.04), (6, 0.1), (0, 0)],
+)
+def test_vasopressin_above_one_unit_a_minute_is_by_the_hour(tell: Tell, rate: float, expected: float) -> None:
+    # 0.03 U/min is the usual dose, 0.1 the most: 1.2 can only be 1.2 U/h = 0.02 U/min.
+    found = one(tell, code="MIMIC_INPUT//30051", value=rate, unit="units/min")
+    assert found == ("vasopressin", pytest.approx(expected), "U/min")
+    by_the_hour = one(tell, code="MIMIC_INPUT//30051", value=rate, unit="units/hour")
+    assert by_the_hour == ("vasopressin", pytest.approx(rate / 60), "U/min")
+
+
+def test_a_rate_of_vasopressin_that_is_nothing_stays_impossible(tell: Tell) -> None:
+    assert one(tell, code="MIMIC_INPUT//30051", value=20, unit="units/min") == "impossible_value"
+
+
+def test_an_intubated_patient_s_verbal_response_is_one_as_in_mimic(tell: Tell) -> None:
+    assert one(tell, code="CLIF//gcs_verbal", value=0) == ("gcs_verbal", 1, "{score}")
+    assert one(tell, code="CLIF//gcs_verbal", value=5) == ("gcs_verbal", 5, "{score}")
+    assert one(tell, code="CLIF//gcs_eye", value=0) == "impossible_value"
+
+
+@pytest.mark.parametrize(
+    ("code", "unit", "value", "expected"),
+    [
+        ("LOINC//6690-2", "giga.l-1", 7.1, 7.1),
+        ("LOINC//789-8", "tera.l-1", 4.4, 4.4),
+        ("LOINC//718-7", "g.l-1", 141, 14.1),
+        ("LOINC//20509-6", "g/dL", 14.1, 14.1),
+        ("LOINC//14682-9", "mmol/L", 0.0884, 1.0),
+        ("MIMIC_INPUT//222315", "milliunits/min", 40, 0.04),
+    ],
+)
+def test_units_as_interfaces_write_them(
+    tell: Tell, code: str, unit: str, value: float, expected: float
+) -> None:
+    assert one(tell, code=code, unit=unit, value=value)[1] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_treatment_that_never_ends_is_left_out(tell: Tell) -> None:
+    ventilated = "EICU_TREATMENT//pulmonary|ventilation and oxygenation|mechanical ventilation"
+    assert one(tell, code=ventilated, value=1) == "left_out"
+    cultures = "EICU_TREATMENT//infectious diseases|cultures / immuno-assays|cultures|"
+    assert one(tell, code=cultures + "blood", value=1) == ("blood_culture", 1, "1")
+    assert one(tell, code=cultures + "urine", value=1) == ("culture", 1, "1")
