@@ -58,7 +58,8 @@ DEVICES: Final = {"hfnc": "high flow nc"}
 INVASIVE: Final = ("imv", "vent")
 NONINVASIVE: Final = ("nippv", "cpap")
 PLACES: Final = {
-    "ed": "ed", "ward": "ward", "icu": "icu", "stepdown": "stepdown", "procedural": "procedural", "l_and_d": "l&d",
+    "ed": "ed", "ward": "ward", "icu": "icu", "stepdown": "stepdown",
+    "intermediate": "stepdown", "procedural": "procedural", "l_and_d": "l&d",
 }  # fmt: skip
 """``location_category`` as our places; any other is ``other``."""
 ICU_TYPES: Final = {
