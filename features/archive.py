@@ -40,7 +40,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.clean import clean, fill_available_time
+from features.clean import CONTRADICTION, clean, contradictions, fill_available_time
 from features.clock import UTC_US
 from features.concepts import loader
 from features.errors import DataError
@@ -55,6 +55,8 @@ GROUP_ROWS: Final = 131_072
 """Events a row group holds at most, unless one subject has more."""
 UNCODED: Final = "WARDCAST//uncoded"
 """Code of an event whose source gave it none; MEDS wants one of every row."""
+RESENT: Final = "duplicate"
+"""Reason of a report that says again, word for word, what an earlier one of the same identity said."""
 
 _BITS: Final = 6
 _LEVELS: Final = 8
@@ -115,7 +117,8 @@ class ArchiveAccount:
     orphans : int
         Events on disk whose encounter no batch described: windows can read them, grids cannot start from them.
     by_code : dict of (code, concept) to Counter
-        ``read``, ``converted``, ``repaired``, and events set aside by reason.
+        ``read``, ``converted``, ``repaired``, and events set aside by reason. Those of reason ``contradiction`` are on
+        disk without their concept, those of reason ``duplicate`` are not.
     left : Counter of (table, reason) to rows, ``source`` the reader's own account
     """
 
@@ -192,6 +195,7 @@ def write(
     shard_rows: int = SHARD_ROWS,
     group_rows: int = GROUP_ROWS,
     keep_unmapped: bool = True,
+    judge: bool = True,
     splits: pd.DataFrame | None = None,
     created_at: datetime | None = None,
     threads: int = 1,
@@ -212,6 +216,9 @@ def write(
         Events in a file, and in a row group. Memory grows with the first, that of later streaming with the second.
     keep_unmapped : bool
         Write events whose code no table knows, with an empty concept; otherwise they are only counted.
+    judge : bool
+        Write facts that :func:`features.clean.contradictions` finds at odds with an empty concept: they keep code,
+        canonical value and unit, no window reads them, and ``by_code`` counts them.
     splits : DataFrame with ``subject_id`` and ``split``, optional
         Written as ``metadata/subject_splits.parquet``.
     created_at : datetime, optional
@@ -225,6 +232,11 @@ def write(
     ------
     DataError
         The folder holds something; an encounter stands in two batches; two subjects share one number.
+
+    Notes
+    -----
+    A final report that an interface sends again, with the same identity (``source_id``), times, value and words, is the
+    same fact: it is written once, and counted as ``duplicate``.
     """
     result = ArchiveAccount(source=account)
     with building(folder) as place:
@@ -234,14 +246,15 @@ def write(
             for batch in batches:
                 _take_in(batch, events, stays, result, keep_unmapped)
         jobs = _jobs(events, stays, shard_rows)
-        written = _settle(jobs, place, group_rows, threads, say)
-        for _, counts in written:
-            result.written += counts["events"]
-            result.orphans += counts["orphans"]
-            result.subjects += counts["subjects"]
-            result.encounters += counts["encounters"]
+        written = _settle(jobs, place, _Manner(group_rows, judge), threads, say)
+        for shard in written:
+            result.written += shard.counts["events"]
+            result.orphans += shard.counts["orphans"]
+            result.subjects += shard.counts["subjects"]
+            result.encounters += shard.counts["encounters"]
+            _count(shard.aside, result)
         shutil.rmtree(place / ".spill")
-        _write_metadata(place, name, created_at, splits, result, [groups for groups, _ in written])
+        _write_metadata(place, name, created_at, splits, result, [shard.groups for shard in written])
     return result
 
 
@@ -490,22 +503,40 @@ def _batches(bucket: _Bucket) -> Iterator[pa.RecordBatch]:
 # ------------------------------------------------------------ settling
 
 
-def _settle(
-    jobs: list[Job], place: Path, group_rows: int, threads: int, say: Say
-) -> list[tuple[list[int], Counter[str]]]:
-    def one(item: tuple[int, Job]) -> tuple[list[int], Counter[str]]:
-        return _write_shard(item[1], place, f"{item[0]:05d}", group_rows)
+Aside = dict[tuple[str, str], Counter[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Manner:
+    """How shards are written: events of a row group, and whether contradictions are judged."""
+
+    group_rows: int
+    judge: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What became of a shard: rows of each row group, counts, and events set aside by code, concept and reason."""
+
+    groups: list[int]
+    counts: Counter[str]
+    aside: Aside
+
+
+def _settle(jobs: list[Job], place: Path, how: _Manner, threads: int, say: Say) -> list[_Written]:
+    def one(item: tuple[int, Job]) -> _Written:
+        return _write_shard(item[1], place, f"{item[0]:05d}", how)
 
     done = []
     with ThreadPoolExecutor(max(threads, 1)) as pool:
-        for groups, counts in pool.map(one, enumerate(jobs)):
-            say(counts["events"])
-            done.append((groups, counts))
+        for shard in pool.map(one, enumerate(jobs)):
+            say(shard.counts["events"])
+            done.append(shard)
     return done
 
 
-def _write_shard(job: Job, place: Path, name: str, group_rows: int) -> tuple[list[int], Counter[str]]:
-    """Sort the buckets of one shard and write it; says the rows of each row group, and counts."""
+def _write_shard(job: Job, place: Path, name: str, how: _Manner) -> _Written:
+    """Sort the buckets of one shard, set aside what repeats or contradicts another fact, and write the rest."""
     events = pa.Table.from_batches([b for e, _ in job for b in _batches(e)], DATA).combine_chunks()
     stays = pa.Table.from_batches([b for _, s in job for b in _batches(s)], _ENCOUNTERS)
     for pair in job:
@@ -516,13 +547,20 @@ def _write_shard(job: Job, place: Path, name: str, group_rows: int) -> tuple[lis
     arrival = events["arrival"].to_numpy()
     order = np.lexsort((arrival, micros, number))
     events, number = _taken(events, pa.array(order)), number[order]
-    edges = _edges(number, group_rows)
+    once = _once(events, number)
+    aside = _asides(events, np.flatnonzero(~once), RESENT)
+    if not once.all():
+        events, number = _taken(events, pa.array(np.flatnonzero(once))), number[once]
+    if how.judge:
+        events, at_odds = _agreeing(events)
+        aside = {key: aside.get(key, Counter()) + at_odds.get(key, Counter()) for key in aside | at_odds}
+    edges = _edges(number, how.group_rows)
     # Instants of one subject rise slowly: their differences take half the space of a dictionary, and half the time.
-    how: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "use_dictionary": [c for c in DATA.names if c not in _RISING],
         "column_encoding": dict.fromkeys(_RISING, "DELTA_BINARY_PACKED"),
     }
-    with pq.ParquetWriter(place / "data" / f"{name}.parquet", DATA, **_WRITING, **how) as writer:
+    with pq.ParquetWriter(place / "data" / f"{name}.parquet", DATA, **_WRITING, **columns) as writer:
         for low, high in pairwise(edges.tolist()):
             writer.write_table(_group(events, low, high), row_group_size=max(high - low, 1))
     _write_encounters(stays, number[edges[1:-1] - 1], place / "encounters" / f"{name}.parquet")
@@ -534,7 +572,68 @@ def _write_shard(job: Job, place: Path, name: str, group_rows: int) -> tuple[lis
         subjects=people,
         encounters=len(stays),
     )
-    return np.diff(edges).tolist(), counts
+    return _Written(np.diff(edges).tolist(), counts, aside)
+
+
+def _once(events: pa.Table, number: Ints) -> Bools:
+    """Which rows to keep of final reports that say the same word for word: the first to arrive.
+
+    Rows without an identity at their source are never the same; neither are reports with a status of another kind,
+    whose order means something.
+    """
+    keep = np.ones(len(events), np.bool_)
+    final = pc.and_(pc.is_valid(events["source_id"]), pc.equal(events["status"], "final"))
+    rows = np.flatnonzero(pc.fill_null(final, False).to_numpy(zero_copy_only=False))
+    bits = {"numeric_value": _bits(events["numeric_value"]), "value": _bits(events["value"])}
+    mark = number.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for column in (events["time"].to_numpy().view(np.uint64), *bits.values()):
+        mark = (mark ^ column) * np.uint64(0xBF58476D1CE4E5B9)
+    ranked = np.sort(mark[rows])
+    met = np.unique(ranked[1:][ranked[1:] == ranked[:-1]])
+    # Few rows share instant and value; only those are compared word for word.
+    rows = rows[np.isin(mark[rows], met)]
+    if rows.size:
+        alike = events.take(pa.array(rows)).drop_columns(["arrival", *bits]).to_pandas()
+        said = alike.assign(**{name: column[rows] for name, column in bits.items()})
+        keep[rows[said.duplicated().to_numpy()]] = False
+    return keep
+
+
+def _bits(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """The bits of numbers as whole numbers, so that -0.0 is not 0.0 and an absent one is like another."""
+    values = pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy()
+    return np.asarray(values, dtype=np.float64).view(np.uint64)
+
+
+def _agreeing(events: pa.Table) -> tuple[pa.Table, Aside]:
+    """Empty the concept of facts that contradict each other, and count them."""
+    paired = pa.array(sorted({concept for pair in loader.orders() for concept in pair}), pa.string())
+    rows = np.flatnonzero(pc.is_in(events["concept"], value_set=paired).to_numpy(zero_copy_only=False))
+    if not rows.size:
+        return events, {}
+    facts = events.select(["encounter_id", "concept", "status", *TIMES, "numeric_value", "value"])
+    facts = facts.take(pa.array(rows))
+    told: dict[str, Any] = {c: _categories(facts[c]) for c in ("encounter_id", "concept", "status")}
+    told |= {c: _times(facts[c]) for c in TIMES} | {"numeric_value": _values(facts)}
+    wrong = rows[contradictions(pd.DataFrame(told))[1]["position"].to_numpy(dtype=np.int64)]
+    counted = _asides(events, wrong, CONTRADICTION)
+    if wrong.size:
+        emptied = np.zeros(len(events), np.bool_)
+        emptied[wrong] = True
+        place = events.schema.get_field_index("concept")
+        concept = pc.if_else(pa.array(emptied), pa.scalar(None, pa.string()), events["concept"])
+        events = events.set_column(place, DATA.field("concept"), concept)
+    return events, counted
+
+
+def _asides(events: pa.Table, rows: Ints, reason: str) -> Aside:
+    """Rows set aside for a reason, by code and concept as the account of cleaning has them."""
+    some = events.select(["code", "concept"]).take(pa.array(rows, pa.int64()))
+    pairs = Counter(zip(some["code"].to_pylist(), some["concept"].to_pylist(), strict=True))
+    return {
+        ("" if code == UNCODED else code, concept or ""): Counter({reason: n})
+        for (code, concept), n in pairs.items()
+    }
 
 
 def _taken(table: pa.Table, rows: pa.Array) -> pa.Table:
