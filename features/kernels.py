@@ -304,11 +304,12 @@ def _steady(times: Ints, resample: int) -> bool:
 def _split(v: float) -> tuple[float, float]:
     """A value as two parts whose sums are exact, so that they depend on what is added and not on the order.
 
-    The coarse part is a multiple of 2**-16, the fine one a smaller multiple of 2**-52. Up to 2**17 values below 2**20
-    add up within the 53 bits of a float64; of values above 2**-20 at least 32 bits are kept.
+    The coarse part is the nearest multiple of 2**-16, the fine one what is left, to the nearest multiple of 2**-52. Up
+    to 2**17 values below 2**20 add up within the 53 bits of a float64; of values above 2**-20 at least 32 bits are
+    kept, and a value and its negative have parts that cancel.
     """
-    coarse = np.floor(v * 65536.0) * 2.0**-16
-    return coarse, np.floor((v - coarse) * 2.0**52) * 2.0**-52
+    coarse = np.rint(v * 65536.0) * 2.0**-16
+    return coarse, np.rint((v - coarse) * 2.0**52) * 2.0**-52
 
 
 @compiled

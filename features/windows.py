@@ -8,6 +8,7 @@ and keeps no state, so that batch and online are one computation and hindsight h
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -180,9 +181,10 @@ def flatten(events: pd.DataFrame, concepts: Sequence[str]) -> FlatEvents:
         _concepts(*_codes(events["concept"]), names),
         _micros(events, "time"),
         _micros(events, "available_time"),
-        events["numeric_value"].to_numpy(dtype=np.float64, na_value=np.nan),
+        _numbers(events["numeric_value"]),
         *_codes(events["status"]),
-        lambda rows: events["source_id"].take(rows),
+        # As text: the categories of a column read from a file stand in the order in which they came.
+        lambda rows: events["source_id"].take(rows).astype("str"),
     )
     return _flatten(facts, names)
 
@@ -294,7 +296,8 @@ def _flatten(facts: _Columns, names: tuple[str, ...], threads: int = 1) -> FlatE
 
 def _laid_out(facts: _Columns, names: tuple[str, ...], threads: int) -> FlatEvents:
     """Events group by group, as they came. Threads take a stretch each and know from the counts where to put it."""
-    size, parts = facts.value.size, threads if facts.value.size > _WORTH_A_THREAD else 1
+    size = facts.value.size
+    parts = max(threads, 1) if size > _WORTH_A_THREAD else 1
     stretches = [slice(k * size // parts, (k + 1) * size // parts) for k in range(parts)]
     counts = np.zeros((parts, len(facts.ids) * len(names)), np.int64)
 
@@ -530,7 +533,19 @@ def _arrow_micros(table: pa.Table, name: str) -> Ints:
 
 
 def _arrow_numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise _no_number(column.type)
     return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _numbers(column: pd.Series) -> npt.NDArray[np.float64]:
+    if not pd.api.types.is_any_real_numeric_dtype(column.dtype):
+        raise _no_number(column.dtype)
+    return column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _no_number(found: object) -> DataError:
+    return DataError(f"Column 'numeric_value' is {found}, expected numbers. Run features.clean first.")
 
 
 def _lookup(labels: pd.Index, names: Sequence[str]) -> Codes:
@@ -619,9 +634,12 @@ def _plan(windows: tuple[Window, ...], flat: tuple[str, ...]) -> kernels.Plan:
         raise DataError(
             f"These flat events were made without {', '.join(absent)}. Flatten with all the concepts."
         )
-    levels: dict[str, dict[int, list[tuple[int, str]]]] = {name: {} for name in wanted}
+    levels: dict[str, dict[tuple[int, int], list[tuple[int, str]]]] = {name: {} for name in wanted}
+    asked_before: Counter[Window] = Counter()
     for column, w in enumerate(windows):
-        levels[w.concept].setdefault(w.lookback_us, []).append((column, w.statistic))
+        # The kernel knows one column for each statistic of a level: a window asked for again has a level of its own.
+        levels[w.concept].setdefault((w.lookback_us, asked_before[w]), []).append((column, w.statistic))
+        asked_before[w] += 1
     needs, level_start, lookback, depth, slot_start = [], [0], [], [], [0]
     statistic: list[int] = []
     columns: list[int] = []
@@ -630,7 +648,7 @@ def _plan(windows: tuple[Window, ...], flat: tuple[str, ...]) -> kernels.Plan:
     for name in wanted:
         every = [s for slots in levels[name].values() for _, s in slots]
         needs.append(int(np.bitwise_or.reduce([_NEEDS.get(s, 0) for s in every])))
-        for edge, slots in sorted(levels[name].items()):
+        for (edge, _), slots in sorted(levels[name].items()):
             lookback.append(edge)
             depth.append(max(_DEPTH.get(s, int(kernels.ALL)) for _, s in slots))
             statistic.extend(STATISTICS.index(s) for _, s in slots)
