@@ -6,12 +6,21 @@ The compiled kernel must give the same answer; this file is what a reviewer chec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 HOUR = 3_600_000_000
 RANK = {"preliminary": 0, "final": 1, "corrected": 2, "deleted": 3}
+
+
+class Asked(Protocol):
+    """What a window is, as ``features.windows.Window`` says it."""
+
+    concept: str
+    statistic: str
+    lookback_us: int
 
 
 @dataclass(frozen=True)
@@ -83,21 +92,57 @@ def statistic(name: str, found: list[tuple[int, float]]) -> float:
         "sum": lambda: sum(values),
     }
     if name in simple:
-        return float(simple[name]())
+        return _float(simple[name]())
     if name == "twmean":
         ends = [Fraction(0), *ages[:-1]]
         if ages[-1] == 0:
-            return float(values[0])
+            return _float(values[0])
         held = sum(v * (age - end) for v, age, end in zip(values, ages, ends, strict=True))
-        return float(held / ages[-1])
+        return _float(held / ages[-1])
     if n == 1:
         return math.nan
     if name == "delta":
-        return float(values[0] - values[1])
+        return _float(values[0] - values[1])
     if name == "std":
-        return math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+        return _root(sum((v - mean) ** 2 for v in values) / (n - 1))
     centre = sum(ages) / n
     spread = sum((a - centre) ** 2 for a in ages)
     if spread == 0:
         return math.nan
-    return float(sum((centre - a) * (v - mean) for a, v in zip(ages, values, strict=True)) / spread)
+    return _float(sum((centre - a) * (v - mean) for a, v in zip(ages, values, strict=True)) / spread)
+
+
+def row(
+    events: Iterable[Event], encounter: str, t: int, windows: Sequence[Asked], step: int
+) -> list[tuple[float, float]]:
+    """Every window at one prediction: what it holds, and :func:`size`."""
+    known = list(events)
+    found = {
+        pair: members(known, encounter, pair[0], t, pair[1], step)
+        for pair in {(w.concept, w.lookback_us) for w in windows}
+    }
+    each = [(w.statistic, found[w.concept, w.lookback_us]) for w in windows]
+    return [(statistic(name, some), size(name, some)) for name, some in each]
+
+
+def size(name: str, found: list[tuple[int, float]]) -> float:
+    """How large the numbers are that a statistic adds up: where they cancel, what is left is as exact as they are."""
+    values = [value for _, value in found]
+    if name == "slope" and len(found) > 1:
+        span = max(age for age, _ in found) - min(age for age, _ in found)
+        return (max(values) - min(values)) * len(found) / (span / HOUR) if span else 0.0
+    return max(map(abs, values), default=0.0)
+
+
+def _float(exact: Fraction) -> float:
+    """The nearest float, infinite beyond the largest."""
+    try:
+        return float(exact)
+    except OverflowError:
+        return math.copysign(math.inf, exact)
+
+
+def _root(exact: Fraction) -> float:
+    """Square root, also of what is too large for a float to be squared in."""
+    whole = exact.numerator // exact.denominator
+    return math.sqrt(exact) if whole < 10**300 else float(math.isqrt(whole))
