@@ -22,7 +22,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 Micros = BigInteger
 Sequence = BigInteger().with_variant(Integer, "sqlite")
@@ -54,6 +54,7 @@ encounters = Table(
     Column("age_years", Float),
     *(Column(name, Micros) for name in ENCOUNTER_TIMES),
     Index("encounters_latest", "encounter_id", "seq"),
+    Index("encounters_of_subject", "subject_id"),
     sqlite_autoincrement=True,
 )
 
@@ -160,6 +161,47 @@ feedback = Table(
     Column("comment", Text),
     Index("feedback_of_alert", "alert_id"),
     sqlite_autoincrement=True,
+)
+
+# Every CDS Hooks card that was given, and to whom: what feedback is about.
+cds_cards = Table(
+    "cds_cards",
+    metadata,
+    Column("card_id", String, primary_key=True),
+    Column("client", String, nullable=False),
+    Column("hook", String, nullable=False),
+    Column("encounter_id", String),
+    Column("prediction_id", String),
+    Column("status", String, nullable=False),
+    Column("indicator", String, nullable=False),
+    Column("issued_time", Micros, nullable=False),
+    Index("cds_cards_by_time", "issued_time"),
+)
+
+# What users did with cards, as their CDS client reports it. Append-only; a repetition has the same hash.
+cds_feedback = Table(
+    "cds_feedback",
+    metadata,
+    Column("seq", Sequence, primary_key=True),
+    Column("content_hash", LargeBinary, nullable=False, unique=True),
+    Column("card_id", String, nullable=False),
+    Column("outcome", String, nullable=False),
+    Column("reason_system", String),
+    Column("reason_code", String),
+    Column("comment", Text),
+    Column("outcome_time", Micros, nullable=False),
+    Column("received_time", Micros, nullable=False),
+    Index("cds_feedback_by_time", "received_time"),
+    sqlite_autoincrement=True,
+)
+
+# The tokens of CDS clients that were used and have not expired: none is taken twice.
+cds_tokens = Table(
+    "cds_tokens",
+    metadata,
+    Column("token_hash", String, primary_key=True),
+    Column("expires_time", Micros, nullable=False),
+    Index("cds_tokens_by_time", "expires_time"),
 )
 
 # Who did what to whose data. Each row carries the hash of the one before it.

@@ -53,7 +53,7 @@ def test_a_store_of_another_schema_says_so(tmp_path: Path):
     with store.write() as connection:
         connection.execute(update(schema_version).values(version=99))
     store.close()
-    with pytest.raises(DataError, match="schema 99, this version reads schema 1"):
+    with pytest.raises(DataError, match="schema 99, this version reads schema 2"):
         opened(tmp_path / "w.db")
 
 
