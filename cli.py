@@ -38,6 +38,10 @@ app = typer.Typer(
 )
 forecast_app = typer.Typer(help="Forecast beds.", no_args_is_help=True)
 app.add_typer(forecast_app, name="forecast")
+data_app = typer.Typer(help="Bring data of your own: convert, check, label.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+features_app = typer.Typer(help="Build features.", no_args_is_help=True)
+app.add_typer(features_app, name="features")
 out = Console()
 err = Console(stderr=True)
 
@@ -49,12 +53,42 @@ class Product(StrEnum):
     admissions = "admissions"
 
 
+class Label(StrEnum):
+    """What can be looked for in the past."""
+
+    sepsis3 = "sepsis3"
+
+
+class Engine(StrEnum):
+    """Where features are built."""
+
+    local = "local"
+    dask = "dask"
+
+
+class Start(StrEnum):
+    """Where a grid of prediction times begins."""
+
+    icu = "icu"
+    hospital = "hospital"
+
+
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="A bundle folder or an MLflow URI such as models:/sepsis@champion."),
 ]
 SourceOption = Annotated[str, typer.Option("--source", help="Format of the input.")]
 InputOption = Annotated[Path | None, typer.Option("--input", help="A file, or a folder of files.")]
+ArchiveOption = Annotated[Path, typer.Option("--input", help="An archive made by `wardcast data convert`.")]
+SpecOption = Annotated[Path | None, typer.Option("--spec", help="A spec.toml instead of a model.")]
+MappingOption = Annotated[
+    Path | None, typer.Option(help="What the site's own columns or codes mean, a TOML file.")
+]
+TimezoneOption = Annotated[
+    str, typer.Option(envvar="WARDCAST_TIMEZONE", help="Of times without an offset.", show_envvar=True)
+]
+ThreadsOption = Annotated[int, typer.Option(help="Cores to use.", min=1)]
+CORES = os.cpu_count() or 1
 
 
 @app.command()
@@ -166,6 +200,125 @@ def forecast_beds(
         settings = settings.with_admissions_model(resolve(model))
     report = forecast_report(settings, at=at, visits=visits, output=output)
     _tell(report.summary())
+
+
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[
+        str,
+        typer.Option(
+            help="mimic3, mimic4, eicu, omop, clif, meds, fhir, hl7v2, physionet2012, physionet2019 or observations."
+        ),
+    ],
+    input: Annotated[Path, typer.Option("--input", help="A file, or a folder of files.")],
+    output: Annotated[Path, typer.Option("--output", help="The archive to make: a new folder.")],
+    timezone: TimezoneOption = "UTC",
+    mapping: MappingOption = None,
+    account: Annotated[Path | None, typer.Option(help="Also save the whole account, as JSON.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an archive that is there; nothing else is.")
+    ] = False,
+    threads: ThreadsOption = CORES,
+) -> None:
+    """Read a hospital's format and write an archive: a MEDS data set, cleaned, with nothing lost unsaid.
+
+    Prints what became of every row. `wardcast data schema` shows what each source must look like.
+    """
+    from training.datasets import convert, write_account
+
+    made = convert(
+        source, input, output, timezone=timezone, mapping=mapping, threads=threads, overwrite=overwrite
+    )
+    if account is not None:
+        write_account(made, account)
+    _tell(made.summary())
+
+
+@data_app.command("check")
+def data_check(
+    input: Annotated[Path, typer.Option("--input", help="An archive; with --source, the extract itself.")],
+    source: Annotated[
+        str | None,
+        typer.Option(help="Format of an extract that is not converted yet; visits for a bed forecast."),
+    ] = None,
+    model: ModelOption = None,
+    spec: SpecOption = None,
+    timezone: TimezoneOption = "UTC",
+    mapping: MappingOption = None,
+    threads: ThreadsOption = CORES,
+) -> None:
+    """Compare data with what a model reads; without --model or --spec, the released sepsis model.
+
+    Ends with 0 when everything the model reads is there, with 1 when something is absent or a file of visits cannot
+    be used, with 2 when the data cannot be read at all. A concept that is merely sparse is reported and passes.
+    """
+    from training.datasets import check
+
+    found = check(
+        input, source=source, model=model, spec=spec, timezone=timezone, mapping=mapping, threads=threads
+    )
+    _tell(found.summary())
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@data_app.command("schema")
+def data_schema(
+    name: Annotated[
+        str | None, typer.Argument(help="A source, or visits, events, encounters, archive.")
+    ] = None,
+) -> None:
+    """Show which tables and columns a source must have, and which it may."""
+    from training.layouts import schema
+
+    _tell(schema(name))
+
+
+@data_app.command("label")
+def data_label(
+    input: ArchiveOption,
+    output: Annotated[Path, typer.Option("--output", help="Where to write the onsets, as Parquet.")],
+    label: Annotated[Label, typer.Option(help="What to look for.")] = Label.sepsis3,
+    preset: Annotated[
+        str, typer.Option(help="Whose reading of Sepsis-3: mimic_code, seymour_2016, ricu or physionet_2019.")
+    ] = "mimic_code",
+    diagnoses: Annotated[
+        Path | None, typer.Option(help="The folder with discharge diagnoses, to compare with coded sepsis.")
+    ] = None,
+    min_age: Annotated[float, typer.Option(help="Years at admission, at least.")] = 18,
+) -> None:
+    """Find sepsis onsets, one row a stay, and say how many: with intervals, beside coded sepsis."""
+    from training.datasets import label as label_archive
+
+    _tell(label_archive(input, output, preset=preset, diagnoses=diagnoses, min_age=min_age).summary())
+
+
+@features_app.command("build")
+def features_build(
+    input: ArchiveOption,
+    output: Annotated[Path, typer.Option("--output", help="A new folder for the features.")],
+    at: Annotated[
+        str, typer.Option(help="hourly, 4h, events:lactate,map, or a Parquet file of prediction times.")
+    ] = "hourly",
+    start: Annotated[
+        Start | None, typer.Option(help="Where hourly or 4h begins. Default: hospital admission.")
+    ] = None,
+    model: ModelOption = None,
+    spec: SpecOption = None,
+    engine: Annotated[
+        Engine, typer.Option(help="This machine, or a Dask cluster: the same bits.")
+    ] = Engine.local,
+    scheduler: Annotated[str, typer.Option(help="Address of a Dask scheduler, tcp://…:8786.")] = "",
+    workers: Annotated[int, typer.Option(help="Processes of a Dask cluster of our own.", min=1)] = CORES,
+    threads: ThreadsOption = CORES,
+) -> None:
+    """Build the features of a model for every prediction time of an archive; default: the released sepsis model."""
+    from training.datasets import build
+
+    built = build(
+        input, output, at, start=start and start.value, model=model, spec=spec, engine=engine.value,
+        scheduler=scheduler, workers=workers, threads=threads,
+    )  # fmt: skip
+    _tell(built.summary())
 
 
 @app.command()
