@@ -533,13 +533,14 @@ def _arrow_micros(table: pa.Table, name: str) -> Ints:
 
 
 def _arrow_numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+    numeric = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
+    if not numeric and column.null_count < len(column):
         raise _no_number(column.type)
     return np.asarray(column.to_numpy(), dtype=np.float64)
 
 
 def _numbers(column: pd.Series) -> npt.NDArray[np.float64]:
-    if not pd.api.types.is_any_real_numeric_dtype(column.dtype):
+    if not pd.api.types.is_any_real_numeric_dtype(column.dtype) and bool(column.notna().any()):
         raise _no_number(column.dtype)
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 

@@ -11,10 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from features import scores
 from features.clean import clean
+from features.clock import UTC_US
 from features.errors import DataError, SpecError
-from features.featureset import FeatureSet
+from features.featureset import FeatureSet, Ratio
+from features.windows import Window, rows
 
 Tell = Callable[[list[dict[str, Any]]], pd.DataFrame]
 When = Callable[..., pd.DataFrame]
@@ -118,3 +123,118 @@ def test_a_wrong_spec_is_refused_with_the_cure(change: dict[str, Any], said: str
     base = {"group": [{"concepts": ["map"], "statistics": ["last"]}]}
     with pytest.raises(SpecError, match=said):
         FeatureSet.from_spec(base | change)
+
+
+# A set is no more than its parts
+
+PARTS = (
+    "heart_rate",
+    "sbp",
+    "respiratory_rate",
+    "spo2",
+    "temperature",
+    "pao2",
+    "fio2",
+    "gcs_total",
+    "urine_output",
+)
+DECLARED = tuple(Window.parse(c, s) for c in PARTS[:4] for s in ("last", "mean_6h", "slope_24h", "count_6h"))
+RATIOS = (
+    Ratio("shock_index", "heart_rate", "sbp"),
+    Ratio("pf", "pao2", "fio2"),
+    Ratio("odd", "sbp", "urine_output"),
+)
+SCORES = ("news2_partial", "sofa_full_partial", "sofa_respiration", "qsofa", "sirs_partial")
+step = st.sampled_from([None, timedelta(hours=1)])
+reading = st.tuples(
+    st.sampled_from(PARTS),
+    st.integers(0, 96),
+    st.sampled_from([0, 0, 4]),
+    st.sampled_from([0, 0.5, 20, 90, 101]),
+)
+
+
+def ward(tell: Tell, readings: list[tuple[str, int, int, float]]) -> pd.DataFrame:
+    """Two encounters with the same readings, by the quarter of an hour."""
+    return tell(
+        [
+            {"concept": c, "time": q / 4, "available": (q + late) / 4, "value": v, "encounter_id": who}
+            for c, q, late, v in readings
+            for who in ("stay", "twin")
+        ]
+    )
+
+
+@given(st.lists(reading, max_size=40), st.lists(st.integers(-1, 110), min_size=1, max_size=9), step)
+def test_ratios_and_scores_are_those_of_the_windows_they_read(
+    tell: Tell,
+    when: When,
+    readings: list[tuple[str, int, int, float]],
+    quarters: list[int],
+    step: timedelta | None,
+) -> None:
+    events, asked = ward(tell, readings), when(*(q / 4 for q in quarters))
+    whole = FeatureSet(DECLARED, RATIOS, SCORES, step)
+    read = FeatureSet(tuple(dict.fromkeys(whole._read)), resample=step)
+    columns = dict(zip(read.names, read.build(events, asked).T.copy(), strict=True))
+    found = dict(zip(whole.names, whole.build(events, asked).T, strict=True))
+    for ratio in RATIOS:
+        over, under = (columns[w.name] for w in ratio.windows)
+        np.testing.assert_array_equal(found[ratio.name], scores.ratio(over, under), err_msg=ratio.name)
+    for name in SCORES:
+        np.testing.assert_array_equal(found[name], scores.evaluate(name, columns), err_msg=name)
+    for window in DECLARED:
+        np.testing.assert_array_equal(found[window.name], columns[window.name], err_msg=window.name)
+
+
+@given(
+    st.lists(reading, max_size=40), st.lists(st.integers(-1, 110), min_size=1, max_size=9), step, st.data()
+)
+@settings(max_examples=40)
+def test_a_feature_more_or_less_a_row_alone_and_bare_arrays_change_nothing(
+    tell: Tell,
+    when: When,
+    readings: list[tuple[str, int, int, float]],
+    quarters: list[int],
+    step: timedelta | None,
+    data: st.DataObject,
+) -> None:
+    events, asked = ward(tell, readings), when(*(q / 4 for q in quarters))
+    whole = FeatureSet(DECLARED, RATIOS, SCORES, step)
+    found = whole.build(events, asked)
+    windows, ratios, named = (
+        tuple(data.draw(st.lists(st.sampled_from(each), unique=True))) for each in (DECLARED, RATIOS, SCORES)
+    )
+    if windows or ratios or named:
+        fewer = FeatureSet(windows, ratios, named, step)
+        columns = [whole.names.index(name) for name in fewer.names]
+        np.testing.assert_array_equal(fewer.build(events, asked), found[:, columns])
+        # What the events were flattened for may be more than what is asked.
+        np.testing.assert_array_equal(fewer.build(whole.flatten(events), asked), found[:, columns])
+    flat = whole.flatten(events)
+    encounter, time = rows(asked, flat.encounter_ids)
+    np.testing.assert_array_equal(whole.at(flat, encounter, time), found)
+    for r in range(len(asked)):
+        np.testing.assert_array_equal(whole.at(flat, encounter[[r]], time[[r]]), found[[r]])
+        known = events[
+            (events["available_time"] <= asked["prediction_time"][r]) & (events["encounter_id"] == "stay")
+        ]
+        np.testing.assert_array_equal(whole.build(known, asked.iloc[[r]]), found[[r]])
+
+
+def test_threads_finish_the_scores_of_their_own_rows(tell: Tell) -> None:
+    rng = np.random.default_rng(2)
+    readings = [
+        (c, int(q), 0, float(v))
+        for c in PARTS
+        for q, v in zip(rng.integers(0, 96, 30), rng.uniform(1, 120, 30), strict=True)
+    ]
+    events = ward(tell, readings)
+    who = np.array(["stay", "nobody", "twin"], object)[rng.integers(0, 3, 12_000)]
+    at = pd.Timestamp("2026-05-01T09:00Z") + pd.to_timedelta(rng.integers(0, 100, who.size) * 15, unit="min")
+    asked = pd.DataFrame({"encounter_id": who, "prediction_time": at.astype(UTC_US)})
+    features = FeatureSet(DECLARED, RATIOS, SCORES)
+    one = features.build(events, asked)
+    assert np.isfinite(one[:, -len(SCORES) :]).any(axis=0).all()
+    for threads in (2, 3):
+        np.testing.assert_array_equal(features.build(events, asked, threads), one)

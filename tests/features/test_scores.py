@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from features import scores
+from features import kernels, scores
+from features.concepts import loader
 from features.errors import SpecError
+from features.windows import Window
 
 WELL = {
     "respiratory_rate": 16, "spo2": 98, "supplemental_oxygen": 0, "sbp": 120, "heart_rate": 70, "acvpu": 0,
@@ -170,3 +175,100 @@ def test_a_full_score_needs_every_part_and_a_partial_one_needs_any() -> None:
 def test_an_unknown_score_is_refused_with_the_choices() -> None:
     with pytest.raises(SpecError, match="news2, news2_partial"):
         scores.windows("apache")
+
+
+# The compiled loop, with evaluate and ratio as its oracle
+
+EVERY = tuple(
+    name
+    for whole, parts in loader.scores().items()
+    for name in (whole, f"{whole}{scores.PARTIAL}", *(f"{whole}_{part.name}" for part in parts))
+)
+PAIRS = (("heart_rate__last", "sbp__last"), ("pao2__last_24h", "fio2__last_24h"), ("sbp__last", "sbp__last"))
+
+
+def limits(score: str) -> dict[str, list[float]]:
+    """Where something changes in a score: for each of its windows the starts of bands and what conditions ask for."""
+    found: dict[str, list[float]] = {
+        w.name: [0.0, -0.0, math.nan, math.inf, -math.inf] for w in scores.windows(score)
+    }
+    for component in (c for part in scores.definition(score) for c in part.components):
+        for concept in re.split("[/+]", component.concept):
+            found[Window.parse(concept, component.statistic).name] += component.starts
+        for condition in (c for either in component.when for c in either):
+            found[Window.parse(condition.concept, condition.statistic).name].append(condition.value)
+    return found
+
+
+def drawn(score: str, rng: np.random.Generator, n: int) -> dict[str, Any]:
+    """Random windows of a score: missing, infinite, exactly on an edge, one float32 to either side, and in between."""
+    columns = {}
+    for name, edges in limits(score).items():
+        exact = np.float32(rng.choice(edges, n))
+        beside = np.nextafter(exact, np.float32(rng.choice([-np.inf, np.inf], n)))
+        between = np.float32(rng.choice(np.abs(edges[5:]) if edges[5:] else [1.0], n) * rng.uniform(0, 2, n))
+        between[~np.isfinite(between)] = 1
+        pick = rng.choice(4, n, p=[0.4, 0.15, 0.25, 0.2])
+        columns[name] = np.choose(pick, [exact, beside, between, np.float32(np.nan)]).astype(np.float32)
+    return columns
+
+
+def appraised(
+    names: tuple[str, ...], pairs: tuple[tuple[str, str], ...], columns: dict[str, Any], shown: int
+) -> Any:
+    """Ratios and scores by the compiled loop, with the first so many windows in the output and the others beside it."""
+    place = {name: k for k, name in enumerate(columns)}
+    table = np.stack(list(columns.values()), axis=1)
+    out = np.full((len(table), shown + len(pairs) + len(names)), -7, np.float32)
+    out[:, :shown] = table[:, :shown]
+    rows = np.arange(len(table))[::-1].copy()
+    kernels.appraise(rows, scores.marks(pairs, names, place), shown, out, table[:, shown:].copy())
+    np.testing.assert_array_equal(out[:, :shown], table[:, :shown])
+    return out[:, shown:]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_compiled_score_equals_the_readable_one(name: str) -> None:
+    rng = np.random.default_rng(len(name))
+    columns = drawn(name, rng, 3000)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        expected = scores.evaluate(name, columns)
+    assert np.isfinite(expected).any()
+    for shown in (0, len(columns) // 2, len(columns)):
+        np.testing.assert_array_equal(appraised((name,), (), columns, shown)[:, 0], expected)
+
+
+def test_all_scores_and_ratios_together_equal_each_alone() -> None:
+    rng = np.random.default_rng(4)
+    columns: dict[str, Any] = {}
+    for name in EVERY:
+        columns |= drawn(name, rng, 2000)
+    for name in {window for pair in PAIRS for window in pair}:
+        columns[name] = np.float32(rng.choice([0, -0.0, 1, 80, 120.5, math.nan, math.inf, 1e-30, 3e38], 2000))
+    found = appraised(EVERY, PAIRS, columns, 11)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        ratios = [scores.ratio(columns[over], columns[under]) for over, under in PAIRS]
+        expected = np.stack([*ratios, *(scores.evaluate(name, columns) for name in EVERY)], axis=1)
+    np.testing.assert_array_equal(found, expected)
+    some = ("sofa_full_partial", "qsofa")
+    at = [len(PAIRS) + EVERY.index(name) for name in some]
+    np.testing.assert_array_equal(appraised(some, PAIRS[1:], columns, 3)[:, 2:], found[:, at])
+
+
+@given(st.data())
+def test_a_few_patients_are_scored_alike(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(EVERY))
+    columns = {
+        window: np.array(
+            data.draw(
+                st.lists(
+                    st.one_of(st.sampled_from(edges), st.floats(0, 500, width=32)), min_size=2, max_size=2
+                )
+            ),
+            np.float32,
+        )
+        for window, edges in limits(name).items()
+    }
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        expected = scores.evaluate(name, columns)
+    np.testing.assert_array_equal(appraised((name,), (), columns, 1)[:, 0], expected)
