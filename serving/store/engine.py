@@ -1,13 +1,14 @@
 """Opening the database: the only module that speaks SQLite's own dialect.
 
 SQLite files are encrypted with SQLCipher and written ahead with full synchronisation, so that what was acknowledged
-survives a power cut. Everything else in the store is SQLAlchemy Core and runs on PostgreSQL unchanged.
+survives a power cut. Everything else in the store is SQLAlchemy Core and runs on PostgreSQL unchanged
+(:mod:`serving.store.postgres` opens that).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -18,6 +19,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool
 
 from features.errors import ConfigError, DataError
+from serving.store import postgres
 from serving.store.tables import SCHEMA_VERSION, audit_head, metadata, schema_version
 
 BUSY_MS = 15_000
@@ -30,15 +32,16 @@ class Database:
     Writers of this process queue on a lock, writers of other processes on the database's own; readers never wait.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, reading: Mapping[str, Any] | None = None) -> None:
         self._engine = engine
+        self._readers = engine.execution_options(**reading or {})
         self._writers = engine.execution_options(wardcast_write=True)
         self._lock = Lock()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A consistent view of the store."""
-        with self._engine.begin() as connection:
+        with self._readers.begin() as connection:
             yield connection
 
     @contextmanager
@@ -58,34 +61,43 @@ def open_database(url: str, key: str | None) -> Database:
     Raises
     ------
     ConfigError
-        The URL is of another kind, or the key does not open the file.
+        The URL is of another kind, the key does not open the file, or the server does not let us in.
     DataError
         The store was written by another version.
     """
     if url.startswith("sqlite:///"):
-        engine = _sqlite(Path(url.removeprefix("sqlite:///")), key)
+        database = Database(_sqlite(Path(url.removeprefix("sqlite:///")), key))
     elif url.startswith("postgresql"):
-        engine = create_engine(url, isolation_level="READ COMMITTED")
+        database = Database(postgres.open_engine(url), postgres.READING)
     else:
-        raise ConfigError("WARDCAST_STORE_URL must start with sqlite:/// or postgresql://.")
-    database = Database(engine)
+        raise ConfigError(f"WARDCAST_STORE_URL must be sqlite:///PATH or {postgres.FORM}.")
     try:
         _lay_out(database)
-    except DatabaseError as error:
-        engine.dispose()
-        if "not a database" in str(error.orig):
-            raise ConfigError(
-                "The store is not readable with this key. Restore the key that belongs to it "
-                "(WARDCAST_STORE_KEY_FILE, by default var/key)."
-            ) from None
+    except BaseException as error:
+        database.close()
+        known = _explain(error) if isinstance(error, DatabaseError) else None
+        if known is not None:
+            raise known from None
         raise
     return database
 
 
+def _explain(error: DatabaseError) -> ConfigError | None:
+    """What keeps a database from opening, in words of ours; None where we have none."""
+    if "not a database" in str(error.orig):
+        return ConfigError(
+            "The store is not readable with this key. Restore the key that belongs to it "
+            "(WARDCAST_STORE_KEY_FILE, by default var/key)."
+        )
+    return postgres.explain(error)
+
+
 def _lay_out(database: Database) -> None:
     with database.write() as connection:
+        if connection.dialect.name == "postgresql":
+            postgres.check(connection)
         if not inspect(connection).has_table(schema_version.name):
-            metadata.create_all(connection)
+            metadata.create_all(connection, checkfirst=False)  # tables of others are not ours to write to
             connection.execute(insert(schema_version).values(version=SCHEMA_VERSION))
             connection.execute(insert(audit_head).values(id=1, seq=0, hash=GENESIS))
         found = connection.execute(select(func.max(schema_version.c.version))).scalar()
@@ -114,7 +126,9 @@ def _sqlite(path: Path, key: str | None) -> Engine:
 
         return connection
 
-    engine = create_engine("sqlite://", module=dbapi2, creator=connect, poolclass=QueuePool, pool_size=8)
+    engine = create_engine(
+        "sqlite://", module=dbapi2, creator=connect, poolclass=QueuePool, pool_size=8, hide_parameters=True
+    )
     event.listen(engine, "begin", _begin)
     path.touch(mode=0o600)
     return engine

@@ -77,7 +77,7 @@ def newest_predictions(connection: Connection, ids: Sequence[str], road: str) ->
     p = predictions.c
     found: dict[str, dict[str, Any]] = {}
     for some in chunks(ids):
-        order = (p.prediction_time.desc(), p.events_seq.desc(), p.encounter_seq.desc(), p.seq.desc())
+        order = [c.desc().nulls_last() for c in (p.prediction_time, p.events_seq, p.encounter_seq, p.seq)]
         place = func.row_number().over(partition_by=p.encounter_id, order_by=order).label("place")
         ranked = select(p.seq, place).where(p.encounter_id.in_(some), p.road == road).subquery()
         query = select(predictions).where(p.seq.in_(select(ranked.c.seq).where(ranked.c.place == 1)))

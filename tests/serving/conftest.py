@@ -1,8 +1,14 @@
-"""A small hospital to test the service with: one tiny model, one service a test, patients built by the hour."""
+"""A small hospital to test the service with: one tiny model, one service a test, patients built by the hour.
+
+Tests marked ``both_stores`` run twice, on an SQLite file and on PostgreSQL.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,6 +27,7 @@ from serving.app import create_app
 from serving.settings import Settings
 from serving.state import Wardcast
 
+STORES = ("sqlite", "postgresql")
 SPEC = """
 [model]
 name = "sepsis"
@@ -204,13 +211,78 @@ class Service:
         return dict(answer.json())
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("both_stores") and "store_kind" in metafunc.fixturenames:
+        metafunc.parametrize("store_kind", STORES, indirect=True)
+
+
 @pytest.fixture
-def make_service(bundle: Bundle, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+def store_kind(request: pytest.FixtureRequest) -> str:
+    """Which store a test runs on."""
+    return getattr(request, "param", STORES[0])
+
+
+@pytest.fixture(scope="session")
+def postgres(repo: Path) -> Iterator[Any]:
+    """A PostgreSQL server of this session; skips, with the reason, where none can be started."""
+    spec = importlib.util.spec_from_file_location("postgresql_server", repo / "tests" / "postgresql.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    if module.missing():
+        pytest.skip(module.missing())
+    with module.running(durable=False) as server:
+        yield server
+
+
+_number = itertools.count(1)
+
+
+@pytest.fixture
+def new_database(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
+    """Makes PostgreSQL databases, and drops them at the end; gives the name of each."""
+    made: list[str] = []
+    server = request.getfixturevalue("postgres")
+
+    def make(more: str = "") -> str:
+        name = f"wardcast_{next(_number)}"
+        server.create(name, more)
+        made.append(name)
+        return name
+
+    yield make
+    for name in made:
+        server.run(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def store_of(request: pytest.FixtureRequest, store_kind: str) -> Callable[[Path], str]:
+    """Address of the store that belongs to a ``WARDCAST_VAR`` folder; the same folder, the same store."""
+    known: dict[str, str] = {}
+
+    def url(var: Path) -> str:
+        if store_kind == "sqlite":
+            return f"sqlite:///{var / 'wardcast.db'}"
+        if str(var) not in known:
+            name = request.getfixturevalue("new_database")()
+            known[str(var)] = request.getfixturevalue("postgres").url(name)
+        return known[str(var)]
+
+    return url
+
+
+@pytest.fixture
+def make_service(
+    bundle: Bundle, tmp_path: Path, store_of: Callable[[Path], str]
+) -> Iterator[Callable[..., Service]]:
     """Starts services with settings of the test's own; they share a store when they share ``VAR``."""
     started: list[Service] = []
 
     def make(**env: str) -> Service:
         given = {"VAR": str(tmp_path / "var"), "SEPSIS_MODEL": str(bundle.folder), "CLOCK": "replay"} | env
+        given.setdefault("STORE_URL", store_of(Path(given["VAR"])))
         settings = Settings.from_env({f"WARDCAST_{k}": v for k, v in given.items()})
         app = create_app(settings)
         # A failure inside must become an answer, as it does in the running service.

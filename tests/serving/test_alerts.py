@@ -9,6 +9,8 @@ from features.clock import micros
 from models.decision import pages
 from serving.alerts import policy_of
 
+pytestmark = pytest.mark.both_stores
+
 
 def stream(service: Any, who: Any, hours: range) -> list[dict[str, Any]]:
     """Send a patient hour by hour; what was predicted each time."""

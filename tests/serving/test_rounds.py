@@ -8,6 +8,8 @@ import pytest
 from serving.rounds import STORED, score_stored
 from serving.store import log
 
+pytestmark = pytest.mark.both_stores
+
 
 def about(patient: Any, **facts: Any) -> dict[str, Any]:
     """A request to score one patient at hour 6, its encounter changed; None leaves a field out."""

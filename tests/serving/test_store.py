@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,49 +11,25 @@ from sqlalchemy import delete, select, update
 
 from features.clock import UTC_US
 from features.concepts import loader
-from features.errors import ConfigError, DataError
+from features.errors import DataError
 from features.windows import Window, build
 from serving.store import audit
 from serving.store.store import Store
+from serving.store.tables import SCHEMA_VERSION, events, predictions, schema_version
 from serving.store.tables import audit as audit_table
-from serving.store.tables import events, predictions, schema_version
 
+pytestmark = pytest.mark.both_stores
 KEY = "0f" * 32
 
 
-def opened(path: Path, key: str = KEY) -> Store:
-    return Store.open(f"sqlite:///{path}", key)
-
-
-def test_nothing_of_a_patient_lies_open_on_disk(service: Any, patient: Any):
-    who = patient("Marple-4711").rounds(range(6), lactate=3.0)
-    service.send(who.news(5))
-    database = Path(service.settings.store_url.removeprefix("sqlite:///"))
-    files = [database, *database.parent.glob("wardcast.db-*")]
-    content = b"".join(f.read_bytes() for f in files)
-    assert len(content) > 50_000
-    for secret in (b"Marple", b"heart_rate", b"encounter_id", b"SQLite format"):
-        assert secret not in content
-    with sqlite3.connect(database) as plain, pytest.raises(sqlite3.DatabaseError):
-        plain.execute("select count(*) from events")
-    plain.close()
-
-
-def test_another_key_does_not_open_the_store(tmp_path: Path):
-    opened(tmp_path / "w.db").close()
-    with pytest.raises(ConfigError, match="Restore the key"):
-        opened(tmp_path / "w.db", "1e" * 32)
-    with pytest.raises(ConfigError, match="64 hex digits"):
-        opened(tmp_path / "w.db", "short")
-
-
-def test_a_store_of_another_schema_says_so(tmp_path: Path):
-    store = opened(tmp_path / "w.db")
+def test_a_store_of_another_schema_says_so(store_of: Callable[[Path], str], tmp_path: Path):
+    url = store_of(tmp_path)
+    store = Store.open(url, KEY)
     with store.write() as connection:
         connection.execute(update(schema_version).values(version=99))
     store.close()
-    with pytest.raises(DataError, match="schema 99, this version reads schema 2"):
-        opened(tmp_path / "w.db")
+    with pytest.raises(DataError, match=f"schema 99, this version reads schema {SCHEMA_VERSION}"):
+        Store.open(url, KEY)
 
 
 def test_what_was_written_is_there_for_the_next_process(tmp_path: Path, service: Any, patient: Any):
