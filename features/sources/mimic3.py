@@ -15,9 +15,21 @@ import numpy as np
 import pandas as pd
 
 from features.sources import mimic
-from features.sources.batch import Batch, ReadAccount, Say, quiet
+from features.sources.batch import ROWS, Batch, ReadAccount, Say, quiet
+from features.sources.carevue import Ventilator
 from features.sources.infusions import concepts_of, weighed
-from features.sources.stays import Floats, Ints, Masks, Stays, coded, facts, identity, micros_of, stacked
+from features.sources.stays import (
+    Floats,
+    Ints,
+    Masks,
+    Stays,
+    coded,
+    facts,
+    identity,
+    micros_of,
+    since,
+    stacked,
+)
 from features.sources.tables import Tables, leave
 
 HIDDEN_AGE: Final = 89.0
@@ -30,6 +42,8 @@ CAREVUE_UNITS: Final = {
     "gmhr": "grams/hour", "mEqhr": "mEq/hour",
 }  # fmt: skip
 """How CareVue spells units of rates, and how everybody else does."""
+SAMPLE: Final = "50800"
+"""The laboratory item that names the sample of a blood gas."""
 STOPPED: Final = frozenset({"stopped", "d/c'd"})
 
 
@@ -69,9 +83,14 @@ def batches(
     yield from mimic.whereabouts(reading, "curr_careunit", "row_id", nameless="ward")
     yield from _emergency(reading)
     if reading.has("chartevents"):
-        yield from mimic.measurements(reading, "chartevents", "MIMIC_CHART", key="row_id", refused="error")
+        ventilator = Ventilator()
+        yield from mimic.measurements(
+            reading, "chartevents", "MIMIC_CHART", key="row_id", refused="error", watch=ventilator.watch
+        )
+        yield from _ventilation(reading, ventilator)
     if reading.has("labevents"):
-        yield from mimic.measurements(reading, "labevents", "MIMIC_LAB", key="row_id")
+        samples = mimic.specimens(reading, SAMPLE, {"subject_id": "id", "charttime": "time"})
+        yield from mimic.measurements(reading, "labevents", "MIMIC_LAB", key="row_id", samples=samples)
     if reading.has("outputevents"):
         yield from mimic.outputs(reading, key="row_id", refused="iserror")
     # After the charts: rates per kilogram may need a charted weight.
@@ -134,6 +153,28 @@ def _emergency(reading: mimic.Reading) -> Iterator[Batch]:
     yield from reading.emit(events, "admissions")
 
 
+def _ventilation(reading: mimic.Reading, ventilator: Ventilator) -> Iterator[Batch]:
+    """When CareVue's charts say that a ventilator began and ended; MetaVision has it in procedureevents_mv."""
+    found = ventilator.states(reading.stays.end)
+    reading.account.note(
+        "CareVue: a ventilator runs from a mode or setting until oxygen, extubation or 8 h of silence."
+    )
+    time = since(found.time)
+    for first in range(0, len(time), ROWS):
+        part = slice(first, first + ROWS)
+        when = time.iloc[part]
+        events = facts(
+            reading.stays,
+            found.place[part],
+            time=when,
+            available=since(found.known[part]),
+            code=found.code[part],
+            value=found.value[part],
+            source_id=identity("ventilation", when.to_frame(), None),
+        )
+        yield from reading.emit(events, "ventilation")
+
+
 def _carevue(reading: mimic.Reading) -> Iterator[Batch]:
     """Events of CareVue input: the rate at each charting, 0 where it was stopped; or the amount since the last one."""
     table = "inputevents_cv"
@@ -182,5 +223,9 @@ def _charted(reading: mimic.Reading, frame: pd.DataFrame, place: Ints) -> pd.Dat
             source_id=identity(table, some, "row_id", suffix),
         )
 
+    # What a pump gave since the last hour says again what its rates said, in a unit that is no rate.
+    again = ~is_rate & np.char.endswith(wanted.astype(str), "/min")
+    reading.account.leave(table, "amount_of_a_rate", int(again.sum()))
     rates = part(is_rate & ~weightless, rate, unit, "")
-    return stacked([rates, part(~is_rate, frame["amount"].to_numpy(), frame["amountuom"], "#amount")])
+    amounts = part(~is_rate & ~again, frame["amount"].to_numpy(), frame["amountuom"], "#amount")
+    return stacked([rates, amounts])

@@ -49,6 +49,9 @@ GIVEN: Final = {
 }  # fmt: skip
 """Words of emar.event_txt that say that a dose was given."""
 
+SAMPLE: Final = "52033"
+"""The laboratory item that names the sample of a blood gas."""
+
 SIGNS: Final = {
     "temperature": ("MIMIC_ED//temperature", "temperature", "[degF]"),
     "heartrate": ("MIMIC_ED//heartrate", "heart_rate", "/min"),
@@ -115,7 +118,8 @@ def batches(
     if reading.has("chartevents"):
         yield from mimic.measurements(reading, "chartevents", "MIMIC_CHART", key=None)
     if reading.has("labevents"):
-        yield from mimic.measurements(reading, "labevents", "MIMIC_LAB", key="labevent_id")
+        samples = mimic.specimens(reading, SAMPLE, {"specimen_id": "id"})
+        yield from mimic.measurements(reading, "labevents", "MIMIC_LAB", key="labevent_id", samples=samples)
     if reading.has("outputevents"):
         yield from mimic.outputs(reading, key=None)
     # After the charts: rates per kilogram may need a charted weight.

@@ -352,6 +352,89 @@ def test_carevue_rates_are_charted_and_stopped(tell):
     assert rows["numeric_value"].tolist() == [0.1, 0.2, 0.0]
     assert rows["unit"].tolist() == ["mcg/kg/min"] * 3
     assert told.left("inputevents_cv") == {"no_value": 1, "no_weight": 1}
+    fluid = {
+        **cv,
+        "itemid": 30018,
+        "charttime": DAY + "15:00",
+        "amount": 250,
+        "amountuom": "ml",
+        "stopped": "",
+    }
+    amount = {"rate": "", "rateuom": "", "stopped": ""}
+    told = tell(
+        INPUTEVENTS_CV=[
+            {**fluid, **amount, "row_id": 1},
+            {**cv, **amount, "row_id": 2, "charttime": DAY + "15:00", "amount": 0.4, "amountuom": "mg"},
+        ]
+    )
+    assert told.of("MIMIC_INPUT//30018")["numeric_value"].tolist() == [250]
+    # What the pump gave in an hour says again what its rate said.
+    assert told.of("MIMIC_INPUT//30120").empty
+    assert told.left("inputevents_cv") == {"amount_of_a_rate": 1}
+
+
+def gas(row_id: int, item: int, value: object, **changes) -> dict:
+    return {
+        "row_id": row_id, "subject_id": 1, "hadm_id": 100, "itemid": item, "charttime": DAY + "16:00",
+        "value": value, "valuenum": value if isinstance(value, int | float) else "", "valueuom": "", **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("naming_first", [True, False])
+def test_only_an_arterial_gas_is_arterial(tell, monkeypatch, naming_first):
+    stream = Tables.stream
+    monkeypatch.setattr(Tables, "stream", lambda *a, **o: stream(*a, **{**o, "rows": 3}))
+    rows = []
+    for hour, sample in enumerate(["ART", "VEN", "MIX", "CENTRAL VENOUS", ""], start=15):
+        at = {"charttime": f"{DAY}{hour}:00"}
+        results = [
+            gas(hour * 10 + k, item, 40 + hour, **at) for k, item in enumerate((50821, 50818, 50820, 50817))
+        ]
+        naming = [gas(hour * 10 + 9, 50800, sample, **at)] if sample else []
+        rows += (
+            [*naming, *results, gas(hour * 10 + 8, 50813, 2.0, **at)] if naming_first else [*results, *naming]
+        )
+    told = tell(LABEVENTS=rows)
+    for item in (50821, 50818, 50820):
+        assert told.of(f"MIMIC_LAB//{item}")["numeric_value"].tolist() == [55, 59]
+        assert told.of(f"MIMIC_LAB//{item}/VEN")["numeric_value"].tolist() == [56]
+        assert told.of(f"MIMIC_LAB//{item}/MIX")["numeric_value"].tolist() == [57, 58]
+    cleaned, account = clean(told.events)
+    found = cleaned.astype({"concept": "str"}).groupby("concept")["numeric_value"].apply(list)
+    assert (found["pao2"], found["sao2"], found["svo2"]) == ([55, 59], [55, 59], [57, 58])
+    assert account.reasons["left_out"] == 10
+    assert told.unaccounted("labevents") == 0
+
+
+def test_a_sample_of_somebody_else_at_that_time_says_nothing(tell):
+    other = {"subject_id": 2, "hadm_id": 200}
+    told = tell(LABEVENTS=[gas(1, 50821, 90), gas(2, 50800, "VEN", **other)])
+    assert told.of("MIMIC_LAB//50821")["numeric_value"].tolist() == [90]
+
+
+def test_carevue_charts_tell_of_ventilation(tell):
+    mode = {"itemid": 720, "valuenum": "", "valueuom": ""}
+    told = tell(
+        CHARTEVENTS=[
+            chart(1, **mode, value="Assist Control"),
+            chart(2, **mode, value="CPAP+PS", charttime=DAY + "20:00", storetime=DAY + "20:05"),
+            chart(
+                3,
+                **{**mode, "itemid": 467},
+                value="Nasal Cannula",
+                charttime=DAY + "22:00",
+                storetime=DAY + "22:30",
+            ),
+        ]
+    )
+    cleaned, _ = clean(told.events)
+    states = cleaned[cleaned["concept"] == "invasive_ventilation"].sort_values("time")
+    assert states["numeric_value"].tolist() == [1, 0]
+    assert states["code"].tolist() == ["MIMIC_CHART//720/VENT", "MIMIC_CHART//467/VENT"]
+    assert states["time"].tolist() == [utc(DAY + "15:00"), utc(DAY + "22:00")]
+    assert states["available_time"].tolist() == [utc(DAY + "15:10"), utc(DAY + "22:30")]
+    # The device is told as well, as before.
+    assert cleaned["concept"].tolist().count("oxygen_device") == 1
 
 
 def test_ventilation_begins_and_ends(tell):
@@ -498,3 +581,19 @@ def test_reading_the_demo_again_says_the_same(demo, data_dir, tell_all):
     pd.testing.assert_frame_equal(again.events, demo.events)
     pd.testing.assert_frame_equal(again.encounters, demo.encounters)
     assert again.account == demo.account
+
+
+@pytest.mark.data
+def test_gases_of_the_demo_that_are_not_arterial_are_told_apart(demo):
+    """Of 1,155 oxygen pressures within a stay 48 are of mixed or venous blood; their mean is 46, not 124 mm[Hg]."""
+    pressures = {kind: demo.of(f"MIMIC_LAB//50821{kind}")["numeric_value"] for kind in ("", "/VEN", "/MIX")}
+    assert {kind: len(values) for kind, values in pressures.items()} == {"": 1107, "/VEN": 10, "/MIX": 38}
+    assert pressures["/MIX"].mean() < 45 < 120 < pressures[""].mean()
+
+
+@pytest.mark.data
+def test_carevue_patients_of_the_demo_come_off_the_ventilator(demo):
+    states = demo.events[demo.events["code"].str.endswith("/VENT")].sort_values(["encounter_id", "time"])
+    again = states.groupby("encounter_id")["numeric_value"].diff() == 0
+    assert not again.any()
+    assert states["numeric_value"].value_counts().to_dict() == {0.0: 66, 1.0: 44}

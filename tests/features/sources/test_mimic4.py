@@ -112,6 +112,29 @@ def test_charts_and_laboratory_are_visible_when_stored(tell):
     )  # charts have no key: the row number is theirs
 
 
+def test_a_gas_is_of_the_sample_that_bears_its_number(tell):
+    row = {
+        "subject_id": 1, "hadm_id": 100, "charttime": DAY + "15:00", "storetime": DAY + "15:30", "valueuom": "mm Hg",
+    }  # fmt: skip
+    rows = [
+        (1, 7, 50821, 95, 95),
+        (2, 8, 50821, 38, 38),
+        (3, 7, 52033, "ART.", ""),
+        (4, 8, 52033, "MIX.", ""),
+    ]
+    rows += [
+        (5, 9, 50821, 70, 70),
+        (6, 10, 50821, 50, 50),
+        (7, 10, 52033, "VEN.", ""),
+        (8, "", 50821, 80, 80),
+    ]
+    names = ("labevent_id", "specimen_id", "itemid", "value", "valuenum")
+    told = tell(hosp__labevents=[{**row, **dict(zip(names, r, strict=True))} for r in rows])
+    assert told.of("MIMIC_LAB//50821")["numeric_value"].tolist() == [95, 70, 80]
+    assert told.of("MIMIC_LAB//50821/MIX")["numeric_value"].tolist() == [38]
+    assert told.of("MIMIC_LAB//50821/VEN")["numeric_value"].tolist() == [50]
+
+
 def test_an_infusion_and_its_weight(tell):
     row = {
         "subject_id": 1, "hadm_id": 100, "itemid": 221906, "starttime": DAY + "15:00", "endtime": DAY + "16:00",
