@@ -112,49 +112,46 @@ class Item:
     named_by: str
     identified: bool
     dated: bool
+    concept: str | None = None
+    """What the reader of the source takes it for, where the code itself is in no table."""
 
     @classmethod
     def of(cls, event: EventBody, encounter_id: str, received: int) -> Item:
-        """Read an event of the API; a concept is its own code.
+        """Read an event of the API; a concept is its own code."""
+        named_by = "code" if event.code is not None else "concept"
+        code = event.code.strip() if event.code is not None else f"WARDCAST//{event.concept}"
+        stated = None if event.available_time is None else to_us(event.available_time)
+        said = (event.value, event.text, event.unit, event.status)
+        about = (encounter_id, code, to_us(event.time), stated)
+        return cls.told(about, said, event.source_id, received, named_by=named_by)
+
+    @classmethod
+    def told(
+        cls,
+        about: tuple[str, str, int, int | None],
+        said: tuple[float | None, str | None, str | None, str],
+        source_id: str | None,
+        received: int,
+        *,
+        named_by: str = "code",
+        concept: str | None = None,
+    ) -> Item:
+        """An event that says of an (encounter, code, time, available time) a (value, text, unit, status).
 
         Where the sender does not say when it became available, its concept's declared policy does; but what was
         ``received`` (microseconds) was available. A correction or deletion has no delay: :func:`revise` dates it.
         """
-        named_by = "code" if event.code is not None else "concept"
-        code = event.code.strip() if event.code is not None else f"WARDCAST//{event.concept}"
-        time = to_us(event.time)
-        stated = None if event.available_time is None else to_us(event.available_time)
-        delay = 0 if event.status in REVISIONS else _policy_us(code)
+        encounter_id, code, time, stated = about
+        value, text, unit, status = said
+        delay = 0 if status in REVISIONS else _policy_us(code, concept)
         available = max(time, min(time + delay, received)) if stated is None else stated
-        content = facts.content_hash(
-            (
-                encounter_id,
-                event.source_id,
-                code,
-                time,
-                stated,
-                event.value,
-                event.text,
-                event.unit,
-                event.status,
-            )
-        )
-        source_id = event.source_id or f"content:{content.hex()[:32]}"
+        content = facts.content_hash((encounter_id, source_id, code, time, stated, value, text, unit, status))
+        own = source_id or f"content:{content.hex()[:32]}"
+        identified, dated = source_id is not None, stated is not None
         return cls(
-            encounter_id,
-            code,
-            time,
-            available,
-            event.value,
-            event.text,
-            event.unit,
-            event.status,
-            source_id,
-            content,
-            named_by,
-            event.source_id is not None,
-            stated is not None,
-        )
+            encounter_id, code, time, available, value, text, unit, status, own, content,
+            named_by, identified, dated, concept,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -243,7 +240,7 @@ def sort_out(
     for position, reason in zip(aside["position"].tolist(), aside["reason"].tolist(), strict=True):
         faults[position] = _fault(reason, items[position])
     position = [k for k, wrong in enumerate(faults) if wrong is None]
-    concepts = [_concept(item) for item in items]
+    concepts = [_concept(item) or item.concept for item in items]
     for k, concept in zip(position, usable["concept"].tolist(), strict=True):
         concepts[k] = concept
     told, revised, gone = revise(items, concepts, faults, stories or {}, received)
@@ -336,7 +333,7 @@ def _table(items: Sequence[Item], subjects: Mapping[str, str]) -> pd.DataFrame:
         "time": facts.instants([i.time for i in items]),
         "available_time": facts.instants([i.available for i in items]),
         "code": [i.code for i in items],
-        "concept": [None] * len(items),
+        "concept": [i.concept for i in items],
         "numeric_value": np.array([np.nan if i.value is None else i.value for i in items], dtype=np.float64),
         "text_value": [i.text for i in items],
         "unit": [i.unit for i in items],
@@ -348,10 +345,11 @@ def _table(items: Sequence[Item], subjects: Mapping[str, str]) -> pd.DataFrame:
     )
 
 
-def _policy_us(code: str) -> int:
+def _policy_us(code: str, concept: str | None = None) -> int:
     """How long after its collection a fact of this code shows, microseconds; none for a code nobody mapped."""
     known = loader.codes().get(code)
-    return int(loader.concepts()[known.concept].available_after_min * 60e6) if known else 0
+    about = loader.concepts().get(known.concept if known else concept or "")
+    return int(about.available_after_min * 60e6) if about else 0
 
 
 def _fault(reason: str, item: Item) -> Fault:
@@ -364,7 +362,7 @@ def _fault(reason: str, item: Item) -> Fault:
             "not a concept of ours. See concepts.csv, or send the source's code instead.",
         )
     if reason == "impossible_value":
-        about = loader.concepts()[loader.codes()[item.code].concept]
+        about = loader.concepts()[_concept(item) or item.concept or ""]
         remedy += f" For {about.name} it is {about.low:g} to {about.high:g} {about.unit}."
     return reason, field, remedy
 
@@ -377,8 +375,16 @@ def receive(connection: Connection, news: EventsRequest, now: int) -> Receipt:
     now : microseconds
         The service's clock; becomes the received time.
     """
-    verdicts, changed, known = _receive_encounters(connection, news.encounters, now)
-    event_verdicts, touched = _receive_events(connection, news, known, now)
+    items = [Item.of(event, event.encounter_id, now) for event in news.events]
+    return take_in(connection, news.encounters, items, now)
+
+
+def take_in(
+    connection: Connection, encounters: Sequence[EncounterIn], items: Sequence[Item], now: int
+) -> Receipt:
+    """:func:`receive`, of events that were read from another format."""
+    verdicts, changed, known = _receive_encounters(connection, encounters, now)
+    event_verdicts, touched = _receive_events(connection, items, known, now)
     return Receipt(verdicts, event_verdicts, sorted(changed | touched))
 
 
@@ -453,10 +459,9 @@ def _encounter_fault(merged: Mapping[str, Any], said: set[str], now: int) -> Fau
 
 
 def _receive_events(
-    connection: Connection, news: EventsRequest, known: dict[str, dict[str, Any]], now: int
+    connection: Connection, items: Sequence[Item], known: dict[str, dict[str, Any]], now: int
 ) -> tuple[list[Verdict], set[str]]:
-    known = known | facts.latest(connection, {e.encounter_id for e in news.events} - set(known))
-    items = [Item.of(event, event.encounter_id, now) for event in news.events]
+    known = known | facts.latest(connection, {item.encounter_id for item in items} - set(known))
     refused = [_refusal(item, item.encounter_id in known, now) for item in items]
     taken = [item for item, wrong in zip(items, refused, strict=True) if wrong is None]
     subjects = {who: about["subject_id"] for who, about in known.items()}
