@@ -705,7 +705,9 @@ def cultures(reading: Reading, *, key: str, specimen: str | None = None) -> Iter
     -----
     Every specimen sent to microbiology counts as a culture, screening swabs and serology too, as in the published
     definitions of suspected infection on these data (mimic-code, suspicion_of_infection). A specimen with a date only
-    is known as the next day begins. A growth is known at ``storetime``; without one the policy of the concept decides.
+    (91 of 2,003 rows of MIMIC-III's demo) stands at midnight and is known as the next day begins; mimic-code pairs it
+    with antibiotics of that day and the three after it by their dates. A growth is known at ``storetime``; without one
+    the policy of the concept decides.
     """
     table = "microbiologyevents"
     columns: Columns = {
