@@ -86,11 +86,17 @@ def spread(keys: Codes, n_keys: int, order: Ints) -> Ints:
 
 
 @compiled
-def count(encounter: Codes, concept: Codes, n_concepts: int, value: Floats, counts: Ints) -> None:
-    """Add up how many events each encounter and concept has. Those without either (-1) or a value (NaN) are none."""
+def count(encounter: Codes, concept: Codes, n_concepts: int, value: Floats, counts: Ints) -> int:
+    """Add up how many events each encounter and concept has, and return how many values are infinite.
+
+    Events without an encounter, a concept (-1) or a value (NaN) are none.
+    """
+    infinite = 0
     for i in range(encounter.size):
         if encounter[i] >= 0 and concept[i] >= 0 and not np.isnan(value[i]):
+            infinite += np.isinf(value[i])
             counts[np.int64(encounter[i]) * n_concepts + concept[i]] += 1
+    return infinite
 
 
 @compiled

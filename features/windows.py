@@ -281,11 +281,6 @@ class _Columns:
 
 
 def _flatten(facts: _Columns, names: tuple[str, ...], threads: int = 1) -> FlatEvents:
-    infinite = int(np.isinf(facts.value[facts.concept >= 0]).sum())
-    if infinite:
-        raise DataError(
-            f"{infinite:,} of {facts.value.size:,} events have an infinite numeric_value. Run features.clean first."
-        )
     rank = np.array([_RANK.get(s, 1) for s in facts.statuses] + [1], dtype=np.int64)
     if bool((rank == 1).all()) or bool((rank[facts.status] == 1).all()):
         flat = _laid_out(facts, names, threads)
@@ -301,11 +296,15 @@ def _laid_out(facts: _Columns, names: tuple[str, ...], threads: int) -> FlatEven
     stretches = [slice(k * size // parts, (k + 1) * size // parts) for k in range(parts)]
     counts = np.zeros((parts, len(facts.ids) * len(names)), np.int64)
 
+    infinite = np.zeros(parts, np.int64)
+
     def count(k: int) -> None:
         s = stretches[k]
-        kernels.count(facts.encounter[s], facts.concept[s], len(names), facts.value[s], counts[k])
+        codes = (facts.encounter[s], facts.concept[s], len(names))
+        infinite[k] = kernels.count(*codes, facts.value[s], counts[k])
 
     _each(count, parts)
+    _finite(int(infinite.sum()), size)
     start = np.zeros(counts.shape[1] + 1, np.int64)
     np.cumsum(counts.sum(axis=0), out=start[1:])
     place = start[:-1] + np.cumsum(counts, axis=0) - counts
@@ -322,6 +321,13 @@ def _laid_out(facts: _Columns, names: tuple[str, ...], threads: int) -> FlatEven
     return FlatEvents(facts.ids, names, start, time, available, value, np.empty(0, np.int64))
 
 
+def _finite(infinite: int, events: int) -> None:
+    if infinite:
+        raise DataError(
+            f"{infinite:,} of {events:,} events have an infinite numeric_value. Run features.clean first."
+        )
+
+
 def _each(work: Callable[[int], None], parts: int) -> None:
     if parts == 1:
         work(0)
@@ -333,6 +339,7 @@ def _each(work: Callable[[int], None], parts: int) -> None:
 def _settle(facts: _Columns, names: tuple[str, ...], rank: Ints) -> FlatEvents:
     """The general way: revisions are told apart, groups sorted, ties broken."""
     keep = np.flatnonzero((facts.concept >= 0) & (facts.encounter >= 0))
+    _finite(int(np.isinf(facts.value[keep]).sum()), facts.value.size)
     superseded, gone = _revisions(facts, keep, rank[facts.status])
     absent = np.isnan(facts.value[keep])
     keep = keep[~(absent | gone[keep])] if gone.size else keep[~absent]
