@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features.clean import clean
 from features.concepts import loader
+from features.sources.batch import event_table
 
 VOCABULARIES = {
     "LOINC", "MIMIC_CHART", "MIMIC_LAB", "MIMIC_INPUT", "MIMIC_OUTPUT", "MIMIC_PROCEDURE", "OMOP", "CLIF", "MDC",
@@ -382,3 +384,23 @@ def test_codes_of_angus_are_as_many_as_in_mimic_code(repo: Path) -> None:
     lengths = rows.assign(length=rows["code"].str.len()).groupby(["group", "length"]).size()
     assert lengths["angus_infection"].to_dict() == {3: 93, 4: 10, 5: 6}
     assert lengths["angus_organ"].to_dict() == {3: 4, 4: 8}
+
+
+@needs_data
+def test_values_that_can_only_be_meant_otherwise_occur_and_are_read(data_dir: Path) -> None:
+    lab = pd.read_parquet(data_dir / "eicu-demo/pyhealth-subset/lab.parquet")
+    oxygen = lab[lab["labname"] == "FiO2"]
+    said = pd.read_parquet(data_dir / CLIF / "clif_patient_assessments.parquet")
+    verbal = said.loc[said["assessment_category"] == "gcs_verbal", "numerical_value"]
+    pumps = pd.read_parquet(data_dir / "mimic-iii-demo" / "inputevents_cv.parquet")
+    pumps.columns = pumps.columns.str.lower()
+    rates = pumps.loc[(pumps["itemid"] == 30051) & pumps["rate"].notna(), "rate"]
+    for code, values, unit, mended in (
+        ("EICU_LAB//FiO2", oxygen["labresult"], "%", 45),
+        ("CLIF//gcs_verbal", verbal, None, 1352),
+        ("MIMIC_INPUT//30051", rates, "units/min", 29),
+    ):
+        events = event_table(code=code, numeric_value=values.to_numpy(dtype="float64"), unit=unit)
+        usable, account = clean(events)
+        assert account.repaired == mended, code
+        assert len(usable) > 0.9 * len(values), code
