@@ -33,7 +33,7 @@ from serving.ingest.events import (
     told,
 )
 from serving.rounds import ENDED, Logged, behind, current, score_stored, skipped
-from serving.schemas import AcknowledgeRequest, ErrorAnswer, EventBody, EventsRequest, ScoreRequest
+from serving.schemas import NO_NUL, AcknowledgeRequest, ErrorAnswer, EventBody, EventsRequest, ScoreRequest
 from serving.scoring import Explain, Score, Scorer, pack, record
 from serving.state import Wardcast, of, wall_us
 from serving.store import facts, log
@@ -62,7 +62,9 @@ async def _body(request: Request) -> bytes:
 
 
 Body = Annotated[bytes, Depends(_body)]
-Encounter = Annotated[str, Query(min_length=1, max_length=128, description="The encounter's identity.")]
+Encounter = Annotated[
+    str, Query(min_length=1, max_length=128, pattern=NO_NUL, description="The encounter's identity.")
+]
 
 
 def _takes(model: str) -> dict[str, Any]:
@@ -277,7 +279,7 @@ def alerts(
     request: Request,
     since: AwareDatetime | None = None,
     until: AwareDatetime | None = None,
-    encounter: Annotated[str | None, Query(max_length=128)] = None,
+    encounter: Annotated[str | None, Query(max_length=128, pattern=NO_NUL)] = None,
 ) -> JSONResponse:
     """Alerts raised in a period (the last 24 hours where no start is given), `since` included, `until` not."""
     state = of(request)

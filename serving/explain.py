@@ -85,7 +85,8 @@ def _check(row: dict[str, Any], again: Score) -> None:
 
 
 def _scorer(settings: Settings, model_id: str, folder: str | None) -> Scorer:
-    tried = dict.fromkeys([settings.sepsis_model, *([Path(folder)] if folder else [])])
+    kept = settings.var / "models" / model_id  # where the store is shared, `folder` may be another machine's
+    tried = dict.fromkeys([settings.sepsis_model, *([Path(folder)] if folder else []), kept])
     for place in tried:
         try:
             scorer = Scorer.load(place, settings.timezone)

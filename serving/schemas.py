@@ -19,6 +19,8 @@ MAX_ERRORS_TOLD: Final = 20
 
 Identity = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 ShortText = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+NO_NUL: Final = r"^[^\x00]*$"
+"""PostgreSQL cannot keep a NUL in a text, and nobody means one."""
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Instant = Annotated[
     AwareDatetime, Field(ge=datetime(1900, 1, 1, tzinfo=UTC), lt=datetime(2200, 1, 1, tzinfo=UTC))
@@ -78,8 +80,8 @@ class EventBody(Contract):
         "or deletion: when it was received.",
     )
     value: Number | None = None
-    text: Annotated[str, Field(max_length=2000)] | None = None
-    unit: Annotated[str, Field(max_length=64)] | None = Field(
+    text: Annotated[str, Field(max_length=2000, pattern=NO_NUL)] | None = None
+    unit: Annotated[str, Field(max_length=64, pattern=NO_NUL)] | None = Field(
         None, description="UCUM; the code's own where left out."
     )
     status: Literal["final", "corrected", "preliminary", "deleted"] = "final"
@@ -140,7 +142,7 @@ class AcknowledgeRequest(Contract):
 
     alert_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     outcome: Literal["seen", "acted", "dismissed"] = "seen"
-    comment: Annotated[str, Field(max_length=500)] | None = None
+    comment: Annotated[str, Field(max_length=500, pattern=NO_NUL)] | None = None
 
 
 REQUESTS: Final = (ScoreRequest, EventsRequest, AcknowledgeRequest)

@@ -14,7 +14,7 @@ from serving.answers import Refusal
 from serving.api import acknowledge_alert
 from serving.guard import COOKIE
 from serving.pages import views
-from serving.schemas import AcknowledgeRequest
+from serving.schemas import NO_NUL, AcknowledgeRequest
 from serving.scoring import Scorer
 from serving.security.identity import LONGEST_US, end_session, start_session
 from serving.state import Wardcast, of, wall_us
@@ -81,7 +81,9 @@ def worklist(request: Request, unit: Annotated[str, Query(max_length=128)] = "")
 
 
 @router.get("/patient")
-def patient(request: Request, encounter: Annotated[str, Query(min_length=1, max_length=128)]) -> HTMLResponse:
+def patient(
+    request: Request, encounter: Annotated[str, Query(min_length=1, max_length=128, pattern=NO_NUL)]
+) -> HTMLResponse:
     """One patient's risk over time, its reasons and its inputs."""
     state = of(request)
     now = state.now_us()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 
 from features.errors import ConfigError, DataError
 from serving.explain import explain_prediction
-from serving.store.store import Store
 from serving.store.tables import predictions
 
 
@@ -267,10 +267,10 @@ def test_an_old_prediction_is_explained_by_its_own_model(service: Any, patient: 
     assert explain_prediction(elsewhere, identity)["identical"]
     kept = service.settings.var / "models" / service.state.bundles["sepsis"].model_id
     assert (kept / "bundle.json").read_bytes() == (service.settings.sepsis_model / "bundle.json").read_bytes()
-    store = Store.open(service.settings.store_url, service.settings.store_key)
-    with store.write() as connection:
+    with service.state.store.write() as connection:
         connection.exec_driver_sql("delete from models")
-    store.close()
+    assert explain_prediction(elsewhere, identity)["identical"]
+    shutil.rmtree(kept)
     with pytest.raises(ConfigError, match="Set WARDCAST_SEPSIS_MODEL"):
         explain_prediction(elsewhere, identity)
 
@@ -297,8 +297,6 @@ def test_a_service_without_a_model_says_so_and_keeps_the_news(make_service: Any,
 
 
 def test_a_model_that_was_tampered_with_is_not_served(make_service: Any, bundle: Any, tmp_path: Any):
-    import shutil
-
     copy = shutil.copytree(bundle.folder, tmp_path / "copy")
     (copy / "decision.json").write_text((copy / "decision.json").read_text().replace("0.08", "0.80"))
     service = make_service(SEPSIS_MODEL=str(copy))
