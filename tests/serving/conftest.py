@@ -223,7 +223,7 @@ def store_kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres(repo: Path) -> Iterator[Any]:
+def postgres_server(repo: Path) -> Iterator[Any]:
     """A PostgreSQL server of this session; skips, with the reason, where none can be started."""
     spec = importlib.util.spec_from_file_location("postgresql_server", repo / "tests" / "postgresql.py")
     assert spec is not None
@@ -244,7 +244,7 @@ _number = itertools.count(1)
 def new_database(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
     """Makes PostgreSQL databases, and drops them at the end; gives the name of each."""
     made: list[str] = []
-    server = request.getfixturevalue("postgres")
+    server = request.getfixturevalue("postgres_server")
 
     def make(more: str = "") -> str:
         name = f"wardcast_{next(_number)}"
@@ -267,7 +267,7 @@ def store_of(request: pytest.FixtureRequest, store_kind: str) -> Callable[[Path]
             return f"sqlite:///{var / 'wardcast.db'}"
         if str(var) not in known:
             name = request.getfixturevalue("new_database")()
-            known[str(var)] = request.getfixturevalue("postgres").url(name)
+            known[str(var)] = request.getfixturevalue("postgres_server").url(name)
         return known[str(var)]
 
     return url

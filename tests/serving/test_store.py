@@ -175,6 +175,29 @@ def test_a_naive_instant_is_refused(service: Any, patient: Any):
         service.state.store.encounters(patient().at(0).replace(tzinfo=None))
 
 
+def test_a_character_that_a_store_cannot_keep_is_refused_before_it_gets_there(service: Any, patient: Any):
+    """PostgreSQL knows no NUL in texts, and SQLite shows them cut off."""
+    who = patient().rounds(range(2))
+    service.send(who.news(1))
+    for field in ("text", "unit", "source_id", "code"):
+        event = {
+            "encounter_id": "enc-1",
+            "code": "LOINC//8867-4",
+            "time": who.at(1).isoformat(),
+            "value": 80.0,
+        }
+        answer = service.post("/v1/events", {"events": [event | {field: "a\x00b"}]})
+        assert (answer.status_code, answer.json()["error"]["fields"][0]["field"]) == (
+            422,
+            f"events[0].{field}",
+        )
+    comment = {"alert_id": "0" * 32, "comment": "a\x00b"}
+    assert service.post("/v1/alerts/acknowledge", comment).status_code == 422
+    for path in ("/v1/risk", "/v1/alerts", "/patient"):
+        assert service.get(path, encounter="a\x00b").status_code == 422
+    assert service.get("/v1/risk", encounter="Łukasz 日本 😀").status_code == 404
+
+
 def edit(connection: Any) -> None:
     connection.execute(update(audit_table).where(audit_table.c.seq == 2).values(actor="nobody"))
 
