@@ -241,7 +241,10 @@ def read_flat(path: Path, concepts: Sequence[str], threads: int = 1) -> FlatEven
             pq.read_table(path, columns=["source_id"])["source_id"].to_pandas().astype("str").take(rows)
         ),
     )
-    return _flatten(facts, names, threads)
+    flat = _flatten(facts, names, threads)
+    del table, facts, encounter, concept, time
+    pa.default_memory_pool().release_unused()  # else the pages of what was read would lie beside the matrix
+    return flat
 
 
 def _read_columns(path: Path, threads: int) -> tuple[pa.Table, bool]:
