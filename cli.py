@@ -38,6 +38,8 @@ app = typer.Typer(
 )
 forecast_app = typer.Typer(help="Forecast beds.", no_args_is_help=True)
 app.add_typer(forecast_app, name="forecast")
+ingest_app = typer.Typer(help="What came in.", no_args_is_help=True)
+app.add_typer(ingest_app, name="ingest")
 data_app = typer.Typer(help="Bring data of your own: convert, check, label.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 features_app = typer.Typer(help="Build features.", no_args_is_help=True)
@@ -158,6 +160,24 @@ def serve(
     from serving.service import serve as run_service
 
     run_service(settings)
+
+
+@app.command()
+def mllp() -> None:
+    """Take HL7 v2 messages on WARDCAST_MLLP_PORT and score whom they are about; `serve` does so too where it is set."""
+    from serving.ingest.station import listen
+    from serving.settings import Settings
+
+    listen(Settings.from_env())
+
+
+@ingest_app.command("report")
+def ingest_report() -> None:
+    """Count what came in, and list by code what could not be used, with what to do."""
+    from serving.ingest.report import report
+    from serving.settings import Settings
+
+    _tell(report(Settings.from_env()).summary())
 
 
 @app.command()

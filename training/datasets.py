@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 from rich.console import Console
@@ -40,10 +40,12 @@ from features.sources.facts import zone
 from features.sources.registry import reader
 from features.sources.tables import Kind, Tables
 from features.streams import StreamAccount
-from models.bundle import Bundle, dump_json
 from models.spec import Spec
 from training.layouts import MAPPED, aligned
 from training.tracking import resolve
+
+if TYPE_CHECKING:  # LightGBM takes a second to import, which only a model is worth
+    from models.bundle import Bundle
 
 TOP: Final = 10
 """Codes without a concept that are named."""
@@ -387,6 +389,8 @@ def wanted(model: str | None, spec: Path | None) -> Wanted:
     if spec is not None:
         read = Spec.load(spec)
         return Wanted(f"{spec.name} ({read.name})", read)
+    from models.bundle import Bundle
+
     bundle = Bundle.load(resolve(model or "released:sepsis"))
     return Wanted(bundle.model_id, bundle.spec, bundle)
 
@@ -540,7 +544,7 @@ class Labelled:
                     r["of"],
                     _interval(r["positive"], r["of"]),
                     r["shared"],
-                    f"{r['kappa']:.2f}",
+                    _kappa(r["kappa"]),
                 )
                 for r in self.report.to_dict("records")
             ]
@@ -652,7 +656,14 @@ def _label_shard(
     people = cohort.encounters.set_index("encounter_id")["subject_id"]
     units = units.assign(subject_id=units["encounter_id"].map(people).astype("str"))
     made = units.merge(onsets, on=keys, how="left", validate="one_to_one")
-    made = made.assign(sepsis=made["onset_time"].notna(), start_time=made["start_time"].astype(UTC_US))
+    # Without an onset a column of nothing has no type of its own.
+    kinds: dict[str, Any] = {
+        "rule": "str",
+        "sofa_baseline": "float64",
+        "sofa_at_onset": "float64",
+        "start_time": UTC_US,
+    }
+    made = made.assign(sepsis=made["onset_time"].notna()).astype(kinds)
     first = ["encounter_id", "subject_id", "icu_stay", "start_time", "sepsis"]
     return made[[*first, *(c for c in made.columns if c not in first)]], cohort.attrition, met
 
@@ -776,7 +787,7 @@ def build(
         else:
             made, peak = _on_dask(features, path, times, output, scheduler, workers, say)
     about |= {"predictions": made.predictions, "encounters": made.encounters, "left": dict(made.left)}
-    (output / MANIFEST).write_text(dump_json(features.manifest() | {"made": about}), encoding="utf-8")
+    _write_json(output / MANIFEST, features.manifest() | {"made": about})
     seconds = time.monotonic() - begun
     return Built(output, asked.name, made, len(features.names), engine, seconds, peak, tuple(calendar))
 
@@ -844,6 +855,10 @@ def _interval(positive: int, n: int) -> str:
     return f"{positive / n:.1%} ({low:.1%}–{high:.1%})" if n else "nobody"
 
 
+def _kappa(value: float) -> str:
+    return "" if value != value else f"{value + 0.0:.2f}".replace("-0.00", "0.00")
+
+
 def _every(hours: float) -> str:
     """A median gap in words a person reads at a glance."""
     if hours != hours:
@@ -854,4 +869,8 @@ def _every(hours: float) -> str:
 def write_account(converted: Converted, path: Path) -> None:
     """The whole account as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(converted.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_json(path, converted.to_json())
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
