@@ -59,6 +59,7 @@ class World(NamedTuple):
 
 # Worlds. Most facts lie on ten-minute marks and most rows do too, so that edges are met exactly.
 
+whose = st.sampled_from((*ENCOUNTERS, "b", "b"))
 minutes = st.integers(0, 60).map(lambda k: 10 * k)
 jitter = st.sampled_from([0, 0, 0, 0, -1, 1])
 usual = st.one_of(st.integers(-500, 30_000).map(lambda k: k / 100), st.sampled_from([0.0, 36.6, 0.1]))
@@ -67,8 +68,8 @@ odd = st.sampled_from(
 )  # fmt: skip
 
 
-def fact(calm: bool) -> st.SearchStrategy[Fact]:
-    """One fact; a calm one is final, known at once and of ordinary size, so that its group can be slid over."""
+def fact(late: bool, strange: bool, revised: bool) -> st.SearchStrategy[Fact]:
+    """One fact, with or without what keeps its group from being slid over: late arrivals, odd values, revisions."""
     return st.builds(
         lambda encounter, concept, minute, off, delay, value, status, source: Fact(
             encounter,
@@ -79,16 +80,16 @@ def fact(calm: bool) -> st.SearchStrategy[Fact]:
             status,
             source,
         ),
-        st.sampled_from(ENCOUNTERS),
+        whose,
         st.sampled_from(CONCEPTS),
         minutes,
         jitter,
-        st.just(30) if calm else st.sampled_from([0, 0, 0, 10, 60, 200, -30]),
-        usual if calm else st.one_of(usual, odd),
-        st.just("final")
-        if calm
-        else st.sampled_from(["final"] * 3 + ["preliminary", "corrected", "deleted"]),
-        st.sampled_from([None, "x"]) if calm else st.sampled_from([None, None, "x", "y", "z"]),
+        st.sampled_from([0, 0, 0, 10, 60, 200, -30]) if late else st.just(0),
+        st.one_of(usual, odd) if strange else usual,
+        st.sampled_from(["final"] * 3 + ["preliminary", "corrected", "deleted"])
+        if revised
+        else st.just("final"),
+        st.sampled_from([None, None, "x", "y", "z"]),
     )
 
 
@@ -98,15 +99,18 @@ def instant(minute: int, off: int) -> int:
 
 hourly = st.builds(
     lambda who, first, n: [(who, instant(first + 60 * k, 0)) for k in range(n)],
-    st.sampled_from(ENCOUNTERS),
+    whose,
     st.integers(-6, 12).map(lambda k: 10 * k),
     st.integers(3, 12),
 )
 moment = st.builds(instant, st.integers(-1, 70).map(lambda k: 10 * k), jitter)
 irregular = st.lists(st.tuples(st.sampled_from((*ENCOUNTERS, "unknown")), moment), min_size=1, max_size=8)
+kinds = st.sampled_from(
+    [(late, False, False) for late in (False, True)] + list(itertools.product([False, True], repeat=3))
+)
 worlds = st.builds(
     lambda facts, rows, more, step: World(facts, rows + more, step),
-    st.one_of(st.lists(fact(True), max_size=24), st.lists(fact(False), max_size=20)),
+    kinds.flatmap(lambda kind: st.lists(fact(*kind), min_size=1, max_size=24)),
     hourly,
     irregular,
     st.sampled_from([None, None, timedelta(hours=1), timedelta(minutes=10), timedelta(minutes=25)]),
