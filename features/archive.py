@@ -586,11 +586,12 @@ def _once(events: pa.Table, number: Ints) -> Bools:
     rows = np.flatnonzero(pc.fill_null(final, False).to_numpy(zero_copy_only=False))
     bits = {"numeric_value": _bits(events["numeric_value"]), "value": _bits(events["value"])}
     mark = number.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for column in (events["time"].to_numpy().view(np.uint64), *bits.values()):
+    code = events["code"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.uint64)
+    for column in (events["time"].to_numpy().view(np.uint64), code, *bits.values()):
         mark = (mark ^ column) * np.uint64(0xBF58476D1CE4E5B9)
     ranked = np.sort(mark[rows])
     met = np.unique(ranked[1:][ranked[1:] == ranked[:-1]])
-    # Few rows share instant and value; only those are compared word for word.
+    # Few rows share instant, code and value; only those are compared word for word.
     rows = rows[np.isin(mark[rows], met)]
     if rows.size:
         alike = events.take(pa.array(rows)).drop_columns(["arrival", *bits]).to_pandas()
