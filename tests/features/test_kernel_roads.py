@@ -109,12 +109,19 @@ kinds = st.sampled_from(
     [(late, False, False) for late in (False, True)] + list(itertools.product([False, True], repeat=3))
 )
 worlds = st.builds(
-    lambda facts, rows, more, step: World(facts, rows + more, step),
+    lambda facts, rows, more, step, grid: World([on_grid(f, grid) for f in facts], rows + more, step),
     kinds.flatmap(lambda kind: st.lists(fact(*kind), min_size=1, max_size=24)),
     hourly,
     irregular,
     st.sampled_from([None, None, timedelta(hours=1), timedelta(minutes=10), timedelta(minutes=25)]),
+    st.sampled_from([1, 1, HOUR_US]),
 )
+
+
+def on_grid(f: Fact, grid: int) -> Fact:
+    """The fact moved back to a whole multiple of the grid, as of tables that are hourly already."""
+    off = (f.time - START_US) % grid
+    return f._replace(time=f.time - off, available=f.available - off)
 
 
 def stamps(micros: Any) -> pd.DatetimeIndex:
