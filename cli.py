@@ -165,7 +165,7 @@ def serve(
 @app.command()
 def mllp() -> None:
     """Take HL7 v2 messages on WARDCAST_MLLP_PORT and score whom they are about; `serve` does so too where it is set."""
-    from serving.ingest.station import listen
+    from serving.feeds.station import listen
     from serving.settings import Settings
 
     listen(Settings.from_env())
@@ -307,7 +307,7 @@ def data_label(
     min_age: Annotated[float, typer.Option(help="Years at admission, at least.")] = 18,
 ) -> None:
     """Find sepsis onsets, one row a stay, and say how many: with intervals, beside coded sepsis."""
-    from training.datasets import label as label_archive
+    from training.labelling import label as label_archive
 
     _tell(label_archive(input, output, preset=preset, diagnoses=diagnoses, min_age=min_age).summary())
 
@@ -332,7 +332,7 @@ def features_build(
     threads: ThreadsOption = CORES,
 ) -> None:
     """Build the features of a model for every prediction time of an archive; default: the released sepsis model."""
-    from training.datasets import build
+    from training.building import build
 
     built = build(
         input, output, at, start=start and start.value, model=model, spec=spec, engine=engine.value,

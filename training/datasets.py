@@ -1,4 +1,4 @@
-"""What a site does with data of its own, a function a command: convert, check, label, build features.
+"""A site's own data: convert them to an archive, and check what a model would miss in them.
 
 Each streams over an archive (:mod:`features.archive`), so memory does not grow with the cohort, and returns what a
 person wants to be told: counts, shares, reasons and codes. Nothing here prints an identifier.
@@ -6,40 +6,28 @@ person wants to be told: counts, shares, reasons and codes. Nothing here prints 
 
 from __future__ import annotations
 
-import json
-import os
-import resource
 import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from features import archive, cohorts, coverage, streams
+from features import archive, coverage
 from features.archive import ArchiveAccount
 from features.clean import UNMAPPED
-from features.clock import UTC_US
 from features.errors import ConfigError, DataError
 from features.featureset import FeatureSet
-from features.labels import coded
-from features.labels.infection import one_of, suspected_infection
-from features.labels.sepsis3 import PRESETS, Sepsis3, sepsis_onset
-from features.labels.sofa import sofa_series
 from features.scores import PARTIAL
 from features.sources import visits
 from features.sources.batch import ReadAccount
 from features.sources.facts import zone
 from features.sources.registry import reader
-from features.sources.tables import Kind, Tables
-from features.streams import StreamAccount
 from models.spec import Spec
 from training.layouts import MAPPED, aligned
 from training.tracking import resolve
@@ -47,26 +35,13 @@ from training.tracking import resolve
 if TYPE_CHECKING:  # LightGBM takes a second to import, which only a model is worth
     from models.bundle import Bundle
 
+from training.telling import counter, counting, counts, every, share, write_json
+
 TOP: Final = 10
 """Codes without a concept that are named."""
-MANIFEST: Final = "features.json"
-"""What a feature folder says of its columns, and how it was made."""
-DIAGNOSES: Final = ("diagnoses_icd", "clif_hospital_diagnosis")
-"""Tables of discharge diagnoses, of MIMIC and of CLIF."""
-DIAGNOSIS_COLUMNS: Final[dict[str, Kind]] = {
-    "hadm_id": "id", "hospitalization_id": "id", "icd9_code": "text", "icd_code": "text", "icd_version": "text",
-    "diagnosis_code": "text", "diagnosis_code_format": "text",
-}  # fmt: skip
-SUSPECTED: Final = {"antibiotic": ("antibiotic",), "culture": ("culture", "blood_culture")}
-"""What suspicion of infection is read from, with its concepts."""
 A_YEAR: Final = 365
 """Days of visits that a bed forecast should learn from."""
-ADULT: Final = 18.0
 TAKE_MAPPING: Final = (*MAPPED, "observations")
-Report = Callable[[int], None]
-
-
-# ------------------------------------------------------------ convert
 
 
 @dataclass(frozen=True)
@@ -135,8 +110,8 @@ def convert(
         if not asked.exists():
             raise DataError(f"There is nothing at {asked}. Check the path.")
     begun, account = time.monotonic(), ReadAccount()
-    with _replacing(output, overwrite) as place, _counting("reading", "rows") as (read, bars):
-        written = _counter(bars, "writing", "events")
+    with _replacing(output, overwrite) as place, counting("reading", "rows") as (read, bars):
+        written = counter(bars, "writing", "events")
         found = archive.write(
             batches(path, account, timezone=timezone, mapping=mapping, say=read),
             place, account, name=source, threads=threads, say=written,
@@ -178,7 +153,7 @@ def _rows_read(account: ArchiveAccount) -> str:
         left.setdefault(table, Counter())[reason] += n
     names = list(dict.fromkeys([*source.rows, *source.events, *left]))
     rows = [
-        (t, source.rows[t], source.events[t], sum(left.get(t, Counter()).values()), _counts(left.get(t, {})))
+        (t, source.rows[t], source.events[t], sum(left.get(t, Counter()).values()), counts(left.get(t, {})))
         for t in names
     ]
     return aligned(rows, ("table", "rows", "events", "left", "because"))
@@ -187,17 +162,17 @@ def _rows_read(account: ArchiveAccount) -> str:
 def _cleaned(account: ArchiveAccount) -> list[str]:
     total: Counter[str] = Counter()
     mapped = 0
-    for (_, concept), counts in account.by_code.items():
-        total.update(counts)
-        mapped += counts["read"] if concept else 0
+    for (_, concept), of_code in account.by_code.items():
+        total.update(of_code)
+        mapped += of_code["read"] if concept else 0
     reasons = {k: n for k, n in total.items() if n and k not in ("read", "converted", "repaired", *UNMAPPED)}
     lost = {r: total[r] for r in UNMAPPED}
     said = [
-        f"{mapped:,} of {account.read:,} events have a concept ({_share(mapped, account.read)}), encounters' own facts "
+        f"{mapped:,} of {account.read:,} events have a concept ({share(mapped, account.read)}), encounters' own facts "
         f"included; {total['converted']:,} were converted to its unit, {total['repaired']:,} read by a repair rule.",
-        f"Set aside as unusable: {sum(reasons.values()):,}{': ' + _counts(reasons) if reasons else ''}.",
-        f"Kept without a concept: {sum(lost.values()):,}{': ' + _counts(lost) if any(lost.values()) else ''}.",
-        f"Available time: {_share(account.filled, account.written)} of events by each concept's policy, "
+        f"Set aside as unusable: {sum(reasons.values()):,}{': ' + counts(reasons) if reasons else ''}.",
+        f"Kept without a concept: {sum(lost.values()):,}{': ' + counts(lost) if any(lost.values()) else ''}.",
+        f"Available time: {share(account.filled, account.written)} of events by each concept's policy, "
         "the rest by the source.",
     ]
     if account.orphans:
@@ -215,9 +190,6 @@ def _unknown(by_code: Mapping[tuple[str, str], Mapping[str, int]], source: str =
     head = f"Codes that no table knows: {len(lost):,}. The most frequent:"
     mapping = f"a mapping file (wardcast data schema {source}) or in " if source in TAKE_MAPPING else ""
     return ["", head, aligned(rows), f"A code that matters is mapped in {mapping}features/concepts/codes/."]
-
-
-# ------------------------------------------------------------ check
 
 
 @dataclass(frozen=True)
@@ -259,7 +231,7 @@ class Checked:
         shown = [
             (
                 row["verdict"], row["concept"], row["features"], row["events"], f"{row['share']:.0%}",
-                _every(row["hours_between"]), f"{row['by_policy']:.0%}" if row["events"] else "", row["candidates"],
+                every(row["hours_between"]), f"{row['by_policy']:.0%}" if row["events"] else "", row["candidates"],
             )
             for row in self.table.to_dict("records")
         ]  # fmt: skip
@@ -332,7 +304,7 @@ def _check_archive(path: Path, model: str | None, spec: Path | None) -> Checked:
     scope = list(asked.spec.section("scope").get("encounter_classes", ()))
     found, classes = coverage.nothing(), Counter[str]()
     columns = ("encounter_id", "time", "available_time", "concept", "status", "numeric_value")
-    with _counting("counting", "shards", len(keys)) as (told, _):
+    with counting("counting", "shards", len(keys)) as (told, _):
         for key in keys:
             shard = key.read(columns)
             kinds = shard.encounters["encounter_class"].fillna("")
@@ -478,7 +450,7 @@ def check_visits(path: Path, timezone: str = "UTC") -> VisitsChecked:
         "",
         aligned(rows, ("column", "read from", "filled", "")),
         "",
-        f"{days:,.0f} days of arrivals, {first:%Y-%m-%d} to {last:%Y-%m-%d}; {_share(int(admitted.sum()), len(table))} "
+        f"{days:,.0f} days of arrivals, {first:%Y-%m-%d} to {last:%Y-%m-%d}; {share(int(admitted.sum()), len(table))} "
         f"reached a bed; {len(named):,} specialties.",
     ]
     from training.admissions import LEAST_DAYS
@@ -492,385 +464,7 @@ def check_visits(path: Path, timezone: str = "UTC") -> VisitsChecked:
     return VisitsChecked(tuple(lines))
 
 
-# ------------------------------------------------------------ label
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Onsets of a cohort.
-
-    Attributes
-    ----------
-    attrition : DataFrame as :attr:`features.cohorts.Cohort.attrition`, over all shards
-    units : DataFrame, one row an encounter or ICU stay of the cohort that was scored, with ``sepsis``
-    report : DataFrame as :func:`features.labels.coded.prevalence_report`, by encounter; None without diagnoses
-    rules : how many onsets rest on which rule of suspicion
-    """
-
-    preset: str
-    output: Path
-    attrition: pd.DataFrame
-    units: pd.DataFrame
-    unit: str
-    report: pd.DataFrame | None
-    seconds: float
-    rules: Counter[str] = field(default_factory=Counter)
-
-    def summary(self) -> str:
-        """Attrition, prevalence with intervals, and agreement with coded sepsis where diagnoses were given."""
-        what = {"icu_stay": "ICU stays", "encounter": "encounters"}[self.unit]
-        septic, n = int(self.units["sepsis"].sum()), len(self.units)
-        said = [
-            f"Sepsis-3 by {self.preset} to {self.output}, in {self.seconds:.1f} s. One row for each of {n:,} {what}.",
-            "",
-            aligned(
-                self.attrition.itertuples(index=False, name=None),
-                ("cohort", "left out", "encounters", "persons"),
-            ),
-            "",
-            f"Septic: {septic:,} of {n:,} {what}, {_interval(septic, n)}.",
-        ]
-        whole = self.units.groupby("encounter_id")["sepsis"].any()
-        if self.unit == "icu_stay":
-            said.append(
-                f"        {int(whole.sum()):,} of {len(whole):,} encounters, {_interval(int(whole.sum()), len(whole))}."
-            )
-        said += self._onset()
-        if self.report is not None:
-            rows = [
-                (
-                    r["definition"],
-                    r["positive"],
-                    r["of"],
-                    _interval(r["positive"], r["of"]),
-                    r["shared"],
-                    _kappa(r["kappa"]),
-                )
-                for r in self.report.to_dict("records")
-            ]
-            header = ("by encounter", "positive", "of", "share (95 %)", "both", "kappa")
-            said += [
-                "",
-                aligned(rows, header),
-                f"both, kappa: agreement with {self.preset}. Coding has its own habits.",
-            ]
-        return "\n".join(said)
-
-    def _onset(self) -> list[str]:
-        septic = self.units[self.units["sepsis"]]
-        since = (septic["onset_time"] - septic["start_time"]).dt.total_seconds() / 3600
-        if septic.empty:
-            return []
-        low, middle, high = since.quantile([0.25, 0.5, 0.75])
-        by = "; ".join(f"{n:,} {rule.replace('_', ' ')}" for rule, n in self.rules.most_common())
-        return [
-            f"Onset: median {middle:.0f} h after the first scored hour (quartiles {low:.0f} to {high:.0f}); {by}."
-        ]
-
-
-def label(
-    path: Path,
-    output: Path,
-    *,
-    preset: str = "mimic_code",
-    diagnoses: Path | None = None,
-    min_age: float = ADULT,
-) -> Labelled:
-    """Sepsis-3 onsets of every stay of an archive, written as Parquet.
-
-    Parameters
-    ----------
-    path : Path
-        An archive.
-    output : Path
-        Parquet: ``encounter_id, subject_id, icu_stay, start_time`` (first scored hour), ``sepsis``, and the columns of
-        :func:`features.labels.sepsis3.sepsis_onset`, empty where there is none.
-    preset : str
-        A key of :data:`features.labels.sepsis3.PRESETS`.
-    diagnoses : Path, optional
-        A folder with ``diagnoses_icd`` or ``clif_hospital_diagnosis``, to compare with coded sepsis.
-    min_age : float
-        Years at hospital admission, at least.
-
-    Raises
-    ------
-    SpecError, DataError
-        No such preset, no archive, no table of diagnoses, or no antibiotic or culture in the archive.
-    """
-    one_of("preset", preset, tuple(PRESETS))
-    if output.exists():
-        raise DataError(f"{output} exists. Name a new file.")
-    begun, definition = time.monotonic(), PRESETS[preset]
-    keys, codes = archive.shards(path), None if diagnoses is None else _diagnoses(diagnoses)
-    parts: list[pd.DataFrame] = []
-    attrition: pd.DataFrame | None = None
-    facts: Counter[str] = Counter()
-    with _counting("labelling", "shards", len(keys)) as (told, _):
-        for key in keys:
-            units, lost, met = _label_shard(key.read(), definition, min_age)
-            parts.append(units)
-            attrition = lost if attrition is None else _added(attrition, lost)
-            facts.update(met)
-            told(1)
-    _tellable(facts)
-    units = pd.concat(parts, ignore_index=True)
-    if units.empty or attrition is None:
-        raise DataError(
-            "Nobody is left to label: no encounter of the archive is of the cohort and has a known stay."
-        )
-    report = None if codes is None else _beside(units, codes, preset)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    units.to_parquet(output, index=False)
-    return Labelled(
-        preset, output, attrition, units, definition.unit, report, time.monotonic() - begun,
-        Counter(units.loc[units["sepsis"], "rule"].tolist()),
-    )  # fmt: skip
-
-
-def _tellable(facts: Mapping[str, int]) -> None:
-    """Refuse to call everybody healthy where suspicion of infection leaves no trace."""
-    none = [name for name, n in facts.items() if not n]
-    if none:
-        raise DataError(
-            f"The archive has no {' and no '.join(none)}: who was suspected of infection cannot be told, so nothing "
-            "was written. Convert the tables that hold them too."
-        )
-
-
-def _label_shard(
-    shard: archive.Shard, definition: Sepsis3, min_age: float
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Units with their onset, attrition, and how often the facts of suspicion occur."""
-    rules = [cohorts.adults(min_age)] + ([cohorts.ever_in_icu()] if definition.sofa.where == "icu" else [])
-    cohort = cohorts.select(shard.encounters, shard.events, rules)
-    counted = shard.events["concept"].value_counts()
-    met = {name: sum(int(counted.get(c, 0)) for c in concepts) for name, concepts in SUSPECTED.items()}
-    hours = sofa_series(shard.events, cohort.encounters, definition.sofa)
-    found = suspected_infection(shard.events, definition.suspicion)
-    onsets = sepsis_onset(shard.events, cohort.encounters, definition, suspicions=found, scored=hours)
-    keys = ["encounter_id", "icu_stay"] if definition.unit == "icu_stay" else ["encounter_id"]
-    units = hours.groupby(keys, sort=True, observed=True).agg(start_time=("time", "first")).reset_index()
-    if definition.unit != "icu_stay":
-        units["icu_stay"] = 0
-        onsets = onsets.drop(columns="icu_stay")
-    people = cohort.encounters.set_index("encounter_id")["subject_id"]
-    units = units.assign(subject_id=units["encounter_id"].map(people).astype("str"))
-    made = units.merge(onsets, on=keys, how="left", validate="one_to_one")
-    # Without an onset a column of nothing has no type of its own.
-    kinds: dict[str, Any] = {
-        "rule": "str",
-        "sofa_baseline": "float64",
-        "sofa_at_onset": "float64",
-        "start_time": UTC_US,
-    }
-    made = made.assign(sepsis=made["onset_time"].notna()).astype(kinds)
-    first = ["encounter_id", "subject_id", "icu_stay", "start_time", "sepsis"]
-    return made[[*first, *(c for c in made.columns if c not in first)]], cohort.attrition, met
-
-
-def _added(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Attrition of both; a person is in one shard only, so persons add up."""
-    counts = ["left_out", "encounters", "subjects"]
-    return one.assign(**{c: one[c] + other[c] for c in counts})
-
-
-def _diagnoses(folder: Path) -> pd.DataFrame:
-    tables = Tables(folder)
-    name = next((n for n in DIAGNOSES if tables.has(n)), None)
-    if name is None:
-        raise DataError(f"{folder} has no table {' or '.join(DIAGNOSES)}. Give the folder that holds one.")
-    columns = {c: kind for c, kind in DIAGNOSIS_COLUMNS.items() if c in tables.columns(name)}
-    return coded.diagnoses(tables.whole(name, columns))
-
-
-def _beside(units: pd.DataFrame, codes: pd.DataFrame, preset: str) -> pd.DataFrame:
-    """Prevalence by encounter beside every definition of coded sepsis."""
-    everyone = set(units["encounter_id"])
-    if not everyone & set(codes["encounter_id"]):
-        raise DataError(
-            "No diagnosis belongs to an encounter of the archive. Give the diagnoses of the same source and stays."
-        )
-    found = {preset: set(units.loc[units["sepsis"], "encounter_id"])}
-    found |= {f"coded {name}": coded.coded_sepsis(codes, name) for name in coded.DEFINITIONS}
-    return coded.prevalence_report(everyone, found, preset)
-
-
-# ------------------------------------------------------------ features
-
-
-@dataclass(frozen=True)
-class Built:
-    """A feature folder, and what it took."""
-
-    output: Path
-    model: str
-    account: StreamAccount
-    features: int
-    engine: str
-    seconds: float
-    peak_mib: float
-    calendar: Sequence[str] = ()
-
-    def summary(self) -> str:
-        """Rows, features, time, memory and where the manifest is."""
-        a = self.account
-        said = [
-            f"{a.predictions:,} predictions of {a.encounters:,} encounters × {self.features:,} features "
-            f"({self.model}), from {a.events:,} events.",
-            f"{self.engine}: {self.seconds:.1f} s, {a.predictions / max(self.seconds, 1e-9):,.0f} predictions a "
-            f"second; peak memory {self.peak_mib:,.0f} MiB{' of the largest worker' if self.engine == 'dask' else ''}.",
-        ]
-        if a.left:
-            said.append(f"Encounters left out or cut: {_counts(a.left)}.")
-        if self.calendar:
-            said.append(f"Not here, since it is local time: {', '.join(self.calendar)}. Training adds it.")
-        return "\n".join(
-            [*said, f"Features: {self.output}/part-*.parquet", f"Manifest: {self.output / MANIFEST}"]
-        )
-
-
-def build(
-    path: Path,
-    output: Path,
-    at: str,
-    *,
-    start: str | None = None,
-    model: str | None = None,
-    spec: Path | None = None,
-    engine: str = "local",
-    scheduler: str = "",
-    workers: int = 2,
-    threads: int = 1,
-) -> Built:
-    """Features of an archive at prediction times, on this machine or on a Dask cluster: the same bits either way.
-
-    Parameters
-    ----------
-    at : str
-        As :func:`features.streams.prediction_times` reads it.
-    start : str, optional
-        Where a grid begins, ``icu`` or ``hospital`` (which it is when left out).
-    engine : str
-        ``local``, or ``dask``: ``workers`` processes here, or the cluster of ``scheduler``.
-
-    Raises
-    ------
-    DataError, SpecError, ConfigError
-        Something is no archive, no rule of times, no model; or the output is in the way.
-    """
-    if engine not in ("local", "dask"):
-        raise ConfigError(f"There is no engine {engine!r}. Choose local or dask.")
-    if scheduler and engine != "dask":
-        raise ConfigError("A scheduler needs --engine dask.")
-    asked = wanted(model, spec)
-    features, calendar = asked.spec.features, asked.spec.section("model").get("calendar", ())
-    times = streams.prediction_times(_rule(at, start))
-    keys = archive.shards(path)
-    about: dict[str, Any] = {
-        "archive": path.name,
-        "at": at,
-        "start": start,
-        "engine": engine,
-        "model": asked.name,
-    }
-    begun = time.monotonic()
-    with _counting("building", "shards", len(keys)) as (told, bars):
-        rows = _counter(bars, "writing", "predictions")
-
-        def say(predictions: int) -> None:
-            told(1)
-            rows(predictions)
-
-        if engine == "local":
-            made = streams.build_stream(features, path, times, output, threads=threads, say=say)
-            peak = _peak_mib()
-        else:
-            made, peak = _on_dask(features, path, times, output, scheduler, workers, say)
-    about |= {"predictions": made.predictions, "encounters": made.encounters, "left": dict(made.left)}
-    _write_json(output / MANIFEST, features.manifest() | {"made": about})
-    seconds = time.monotonic() - begun
-    return Built(output, asked.name, made, len(features.names), engine, seconds, peak, tuple(calendar))
-
-
-def _rule(at: str, start: str | None) -> str:
-    if start is None:
-        return at
-    if at.startswith("events:") or ":" in at or Path(at).is_file():
-        raise ConfigError("--start is where a grid begins; it goes with --at hourly or --at 4h only.")
-    return f"{at}:{start}"
-
-
-def _on_dask(
-    features: FeatureSet, path: Path, times: Any, output: Path, scheduler: str, workers: int, say: Report
-) -> tuple[StreamAccount, float]:
-    from training import distributed
-
-    with distributed.cluster(scheduler, workers) as client:
-        made = distributed.build_features(features, path, times, output, client=client, say=say)
-        return made, max(client.run(_peak_mib).values(), default=0.0)
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-# ------------------------------------------------------------ telling
-
-
-@contextmanager
-def _counting(what: str, unit: str, total: int | None = None) -> Iterator[tuple[Report, Progress]]:
-    """A line on the terminal that counts; nothing where standard error is no terminal."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    quiet = os.environ.get("WARDCAST_QUIET") == "1" or not console.is_terminal
-    with Progress(*columns, console=console, disable=quiet, transient=True) as bars:
-        yield _counter(bars, what, unit, total), bars
-
-
-def _counter(bars: Progress, what: str, unit: str, total: int | None = None) -> Report:
-    """Counts up in a line of its own."""
-    done = 0
-    task = bars.add_task(what, total=total)
-
-    def more(n: int) -> None:
-        nonlocal done
-        done += n
-        of = "" if total is None else f" of {total:,}"
-        bars.update(task, advance=n, description=f"{what}: {done:,}{of} {unit}")
-
-    return more
-
-
-def _counts(counted: Mapping[str, int]) -> str:
-    """``no_value 1,234, no_time 5``, most frequent first."""
-    return ", ".join(f"{reason} {n:,}" for reason, n in sorted(counted.items(), key=lambda i: -i[1]) if n)
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.0%}" if whole else "none"
-
-
-def _interval(positive: int, n: int) -> str:
-    low, high = coded.wilson(positive, n)
-    return f"{positive / n:.1%} ({low:.1%}–{high:.1%})" if n else "nobody"
-
-
-def _kappa(value: float) -> str:
-    return "" if value != value else f"{value + 0.0:.2f}".replace("-0.00", "0.00")
-
-
-def _every(hours: float) -> str:
-    """A median gap in words a person reads at a glance."""
-    if hours != hours:
-        return ""
-    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:.1f} h"
-
-
 def write_account(converted: Converted, path: Path) -> None:
     """The whole account as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(path, converted.to_json())
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, converted.to_json())

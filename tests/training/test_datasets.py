@@ -22,7 +22,7 @@ from features.sources import visits
 from features.sources.batch import ReadAccount
 from features.sources.registry import READERS, reader
 from models.spec import Spec
-from training import datasets, layouts
+from training import building, datasets, labelling, layouts
 
 SPEC = """
 [model]
@@ -229,7 +229,7 @@ def test_missing_columns_of_visits_are_named_with_their_spellings(tmp_path: Path
 def test_onsets_are_those_worked_out(
     converted: datasets.Converted, tmp_path: Path, preset: str, units: list[str], onset: str | None
 ) -> None:
-    made = datasets.label(converted.folder, tmp_path / "l.parquet", preset=preset)
+    made = labelling.label(converted.folder, tmp_path / "l.parquet", preset=preset)
     table = pd.read_parquet(tmp_path / "l.parquet").sort_values("encounter_id")
     assert table["encounter_id"].tolist() == units
     assert table["subject_id"].tolist() == [u[0] for u in units]
@@ -243,7 +243,7 @@ def test_onsets_are_those_worked_out(
 def test_coded_sepsis_stands_beside_with_intervals(
     converted: datasets.Converted, hospital: Path, tmp_path: Path
 ) -> None:
-    made = datasets.label(converted.folder, tmp_path / "l.parquet", diagnoses=hospital)
+    made = labelling.label(converted.folder, tmp_path / "l.parquet", diagnoses=hospital)
     assert made.report is not None
     assert made.report.set_index("definition").loc["coded sepsis", ["positive", "of", "shared"]].tolist() == [
         1,
@@ -259,7 +259,7 @@ def test_without_cultures_nobody_is_called_healthy(hospital: Path, tmp_path: Pat
     (fewer / "MICROBIOLOGYEVENTS.csv").unlink()
     datasets.convert("mimic3", fewer, tmp_path / "archive")
     with pytest.raises(DataError, match="no culture"):
-        datasets.label(tmp_path / "archive", tmp_path / "l.parquet")
+        labelling.label(tmp_path / "archive", tmp_path / "l.parquet")
     assert not (tmp_path / "l.parquet").exists()
 
 
@@ -268,17 +268,17 @@ def test_labels_refuse_what_does_not_fit(
 ) -> None:
     out = tmp_path / "l.parquet"
     with pytest.raises(SpecError, match="mimic_code"):
-        datasets.label(converted.folder, out, preset="sepsis-2")
+        labelling.label(converted.folder, out, preset="sepsis-2")
     with pytest.raises(DataError, match="diagnoses_icd"):
-        datasets.label(converted.folder, out, diagnoses=converted.folder)
+        labelling.label(converted.folder, out, diagnoses=converted.folder)
     others = tmp_path / "others"
     others.mkdir()
     (others / "diagnoses_icd.csv").write_text("hadm_id,icd9_code\n7,99591\n")
     with pytest.raises(DataError, match="same source"):
-        datasets.label(converted.folder, out, diagnoses=others)
+        labelling.label(converted.folder, out, diagnoses=others)
     out.write_text("mine")
     with pytest.raises(DataError, match="exists"):
-        datasets.label(converted.folder, out)
+        labelling.label(converted.folder, out)
 
 
 # ---- features --------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_labels_refuse_what_does_not_fit(
 def test_features_are_built_from_the_icu_admission_on(
     converted: datasets.Converted, spec: Path, tmp_path: Path
 ) -> None:
-    made = datasets.build(converted.folder, tmp_path / "f", "hourly", start="icu", spec=spec)
+    made = building.build(converted.folder, tmp_path / "f", "hourly", start="icu", spec=spec)
     # 43 hours and 10 hours, both ends included; two were never there.
     assert (made.account.predictions, made.account.left) == (44 + 11, Counter(no_start=2))
     table = streams.read_features(tmp_path / "f").to_pandas()
@@ -296,27 +296,27 @@ def test_features_are_built_from_the_icu_admission_on(
     ]
     # Charted at 23:00, stored at 23:05; 40 platelets of 16:00 known an hour later by policy.
     assert late[["heart_rate__last", "platelets__last"]].iloc[0].tolist() == [113, 40]
-    manifest = json.loads((tmp_path / "f" / datasets.MANIFEST).read_text())
+    manifest = json.loads((tmp_path / "f" / building.MANIFEST).read_text())
     assert manifest["names"] == list(Spec.load(spec).features.names)
     assert manifest["made"]["predictions"] == 55
-    assert f"Manifest: {tmp_path / 'f' / datasets.MANIFEST}" in made.summary()
+    assert f"Manifest: {tmp_path / 'f' / building.MANIFEST}" in made.summary()
 
 
 def test_features_at_events_and_at_a_list(converted: datasets.Converted, spec: Path, tmp_path: Path) -> None:
     assert (
-        datasets.build(converted.folder, tmp_path / "e", "events:platelets", spec=spec).account.predictions
+        building.build(converted.folder, tmp_path / "e", "events:platelets", spec=spec).account.predictions
         == 2
     )
     times = pd.DataFrame({"encounter_id": ["200"], "prediction_time": [pd.Timestamp("2150-03-01T12:00Z")]})
     times.to_parquet(tmp_path / "at.parquet")
-    made = datasets.build(converted.folder, tmp_path / "l", str(tmp_path / "at.parquet"), spec=spec)
+    made = building.build(converted.folder, tmp_path / "l", str(tmp_path / "at.parquet"), spec=spec)
     assert made.account.predictions == 1
     assert streams.read_features(tmp_path / "l")["heart_rate__last"].to_pylist() == [70]
 
 
 def test_features_refuse_what_does_not_fit(converted: datasets.Converted, spec: Path, tmp_path: Path) -> None:
     def build(**options: object) -> None:
-        datasets.build(converted.folder, tmp_path / "f", **({"at": "hourly", "spec": spec} | options))  # type: ignore[arg-type]
+        building.build(converted.folder, tmp_path / "f", **({"at": "hourly", "spec": spec} | options))  # type: ignore[arg-type]
 
     for options, match in (
         ({"engine": "spark"}, "local or dask"),
@@ -331,7 +331,7 @@ def test_features_refuse_what_does_not_fit(converted: datasets.Converted, spec: 
 
 
 def test_the_bed_forecast_adds_its_calendar_itself(converted: datasets.Converted, tmp_path: Path) -> None:
-    made = datasets.build(converted.folder, tmp_path / "f", "4h", model="released:admissions")
+    made = building.build(converted.folder, tmp_path / "f", "4h", model="released:admissions")
     assert "hour_of_day" in made.summary()
 
 
@@ -449,12 +449,12 @@ def test_the_mimic_iii_demo_from_tables_to_features(
     assert found.table.set_index("concept").loc["heart_rate", "share"] > 0.9
     absent = set(found.table.loc[found.table["verdict"] == "absent", "concept"])
     assert absent <= {"etco2"}
-    made = datasets.label(demo.folder, tmp_path / "l.parquet", diagnoses=data_dir / "mimic-iii-demo")
+    made = labelling.label(demo.folder, tmp_path / "l.parquet", diagnoses=data_dir / "mimic-iii-demo")
     assert made.report is not None
     report = made.report.set_index("definition")
     assert report.loc["coded angus", "positive"] == 58
     assert 0.40 < report.loc["mimic_code", "share"] < 0.65
-    built = datasets.build(demo.folder, tmp_path / "f", "hourly", start="icu", threads=2)
+    built = building.build(demo.folder, tmp_path / "f", "hourly", start="icu", threads=2)
     assert built.account.encounters == 129
     assert 10_000 < built.account.predictions < 20_000
     assert (
