@@ -414,3 +414,18 @@ def test_a_treatment_that_never_ends_is_left_out(tell: Tell) -> None:
     cultures = "EICU_TREATMENT//infectious diseases|cultures / immuno-assays|cultures|"
     assert one(tell, code=cultures + "blood", value=1) == ("blood_culture", 1, "1")
     assert one(tell, code=cultures + "urine", value=1) == ("culture", 1, "1")
+
+
+@pytest.mark.parametrize(
+    ("concept", "word", "number"),
+    [
+        ("oxygen_device", "T Piece", 7),
+        ("oxygen_device", "Blow by", 2),
+        ("oxygen_device", "Trach Collar", 7),
+        ("location", "intermediate", 3),
+        ("invasive_ventilation", "Assist Control", 1),
+        ("invasive_ventilation", "Extubated", 0),
+    ],
+)
+def test_words_of_devices_and_places_are_read(tell: Tell, concept: str, word: str, number: float) -> None:
+    assert one(tell, code=f"WARDCAST//{concept}", text=word)[1] == number

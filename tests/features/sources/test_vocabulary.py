@@ -49,6 +49,7 @@ def test_every_word_stands_once_with_a_source_and_a_meaning_that_is_known():
         ("Emergency Department", "ed"),
         ("A&E", "ed"),
         ("HDU", "stepdown"),
+        ("5 West Intermediate", "stepdown"),
         ("Theatre 4", "procedural"),
         ("Ward 7 Medicine", "ward"),
         ("Edwards Building", "ward"),
