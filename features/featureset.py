@@ -14,6 +14,7 @@ import pandas as pd
 
 from features import kernels
 from features import scores as bands
+from features.clean import contradictions
 from features.clock import STAY_US, parse_lookback
 from features.concepts import loader
 from features.errors import DataError, SpecError
@@ -49,6 +50,9 @@ def is_category(concept: str) -> bool:
 class FeatureSet:
     """What a model reads: ``windows``, then ``ratios``, then ``scores``, all read at one ``resample`` step.
 
+    With ``judge``, facts of one instant that cannot all be true (orders.csv: a mean pressure above the systolic) are not
+    read, as archives leave them unread; a model trained on an archive wants it, so that its service sees the same.
+
     Raises
     ------
     SpecError
@@ -59,6 +63,7 @@ class FeatureSet:
     ratios: tuple[Ratio, ...] = ()
     scores: tuple[str, ...] = ()
     resample: timedelta | None = None
+    judge: bool = False
 
     def __post_init__(self) -> None:
         known = loader.concepts()
@@ -115,8 +120,8 @@ class FeatureSet:
         return tuple(dict.fromkeys((*self.windows, *hidden)))
 
     def flatten(self, events: pd.DataFrame) -> FlatEvents:
-        """Sort the events this set reads, to build from them more than once."""
-        return flatten(events, self.concepts)
+        """Sort the events this set reads, to build from them more than once; whole instants, where it judges them."""
+        return flatten(contradictions(events)[0] if self.judge else events, self.concepts)
 
     def build(
         self, events: pd.DataFrame | FlatEvents, prediction_times: pd.DataFrame, threads: int = 1
@@ -196,6 +201,7 @@ class FeatureSet:
             "dtypes": dict.fromkeys(self.names, "float32"),
             "definitions": self._definitions(),
             "resample_s": step,
+            "judge": self.judge,
             "concepts": {
                 c: {
                     f.name: getattr(known[c], f.name)
@@ -236,15 +242,15 @@ class FeatureSet:
     def from_spec(cls, table: Mapping[str, Any]) -> FeatureSet:
         """Read the ``[features]`` table of a spec.
 
-        Keys: ``resample`` (such as ``"1h"``), ``ratios``, ``scores`` and ``group``, each group a list of concepts and a
-        list of statistics with a lookback as suffix (``max_24h``) or none (the whole stay).
+        Keys: ``resample`` (such as ``"1h"``), ``judge``, ``ratios``, ``scores`` and ``group``, each group a list of
+        concepts and a list of statistics with a lookback as suffix (``max_24h``) or none (the whole stay).
 
         Raises
         ------
         SpecError
             Names the key and what it should hold.
         """
-        _only(table, ("resample", "ratios", "scores", "group"), "[features]")
+        _only(table, ("resample", "judge", "ratios", "scores", "group"), "[features]")
         windows: list[Window] = []
         for k, group in enumerate(_list(table, "group", "[features]")):
             where = f"[[features.group]] number {k + 1}"
@@ -260,7 +266,10 @@ class FeatureSet:
             _only(entry, ("name", "numerator", "denominator"), "A ratio in [features]", every=True)
             ratios.append(Ratio(**entry))
         scores = _strings(table, "scores", "[features]") if "scores" in table else ()
-        return cls(tuple(windows), tuple(ratios), tuple(scores), _step(table.get("resample")))
+        judge = table.get("judge", False)
+        if not isinstance(judge, bool):
+            raise SpecError(f"[features] judge is {judge!r}. Write true or false.")
+        return cls(tuple(windows), tuple(ratios), tuple(scores), _step(table.get("resample")), judge)
 
 
 def _words(concept: str) -> dict[str, str]:

@@ -238,3 +238,22 @@ def test_threads_finish_the_scores_of_their_own_rows(tell: Tell) -> None:
     assert np.isfinite(one[:, -len(SCORES) :]).any(axis=0).all()
     for threads in (2, 3):
         np.testing.assert_array_equal(features.build(events, asked, threads), one)
+
+
+def test_facts_at_odds_are_left_unread_where_the_spec_says_so(tell: Tell, when: When) -> None:
+    # A mean pressure above the systolic one cannot be: neither is read. An hour later they agree again.
+    events = tell(
+        [
+            {"time": 0, "concept": "sbp", "value": 90}, {"time": 0, "concept": "map", "value": 120},
+            {"time": 1, "concept": "sbp", "value": 110}, {"time": 1, "concept": "map", "value": 80},
+        ]
+    )  # fmt: skip
+    asked = {"group": [{"concepts": ["sbp", "map"], "statistics": ["count", "last"]}]}
+    trusting, judging = (FeatureSet.from_spec(asked | {"judge": judge}) for judge in (False, True))
+    assert trusting.build(events, when(0.5, 2)).tolist() == [[1, 90, 1, 120], [2, 110, 2, 80]]
+    np.testing.assert_array_equal(
+        judging.build(events, when(0.5, 2)), [[0, np.nan, 0, np.nan], [1, 110, 1, 80]]
+    )
+    assert judging.manifest()["judge"] is True
+    with pytest.raises(SpecError, match="judge is 'yes'"):
+        FeatureSet.from_spec(asked | {"judge": "yes"})
