@@ -161,10 +161,10 @@ def contradictions(events: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     Notes
     -----
     :func:`features.archive.write` applies this to whole subjects. A service that takes one message at a time cannot
-    judge the message alone: to see what the archive sees, a feature set with ``judge`` applies this to all events of the
-    encounter so far before it builds features. Since facts are judged with those of the same ``available_time`` only, what comes later changes
-    nothing that was seen before; only a message that claims an ``available_time`` already scored can. Rows of
-    PhysioNet 2019 as the released model was trained on them are not judged.
+    judge the message alone: a feature set with ``judge`` applies this to all events of the encounter so far. Since
+    facts are judged with those of the same ``available_time`` only, what comes later changes nothing that was seen
+    before; only a message that claims an ``available_time`` already scored can. Rows of PhysioNet 2019 as the released
+    model was trained on them are not judged.
     """
     wrong = np.zeros(len(events), np.bool_)
     code, labels = _factorize(events["concept"])

@@ -50,8 +50,9 @@ def is_category(concept: str) -> bool:
 class FeatureSet:
     """What a model reads: ``windows``, then ``ratios``, then ``scores``, all read at one ``resample`` step.
 
-    With ``judge``, facts of one instant that cannot all be true (orders.csv: a mean pressure above the systolic) are not
-    read, as archives leave them unread; a model trained on an archive wants it, so that its service sees the same.
+    With ``judge``, facts of one instant that cannot all be true (orders.csv: a mean pressure above the systolic one)
+    are not read, as archives leave them unread; a model trained on an archive wants it, so that its service sees the
+    same.
 
     Raises
     ------
