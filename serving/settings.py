@@ -52,6 +52,14 @@ class Settings:
         With "replay" the sender's ``as_of`` is the service's now: for demos and tests.
     max_body_bytes, max_events : int
         What one request may carry.
+    mllp_host, mllp_port : str, int or None
+        Where HL7 v2 messages are taken over MLLP; nowhere without a port.
+    mllp_max_bytes : int
+        What one message may hold.
+    mllp_senders : tuple of str
+        Who may send: addresses, networks, MSH-3 or MSH-3@MSH-4; anyone where empty.
+    site_map : Path or None
+        What the site's own codes, units and places mean; see :mod:`features.sources.vocabulary`.
     """
 
     var: Path
@@ -73,6 +81,11 @@ class Settings:
     workers: int = 1
     max_body_bytes: int = 8 * 1024 * 1024
     max_events: int = 10_000
+    mllp_host: str = "127.0.0.1"
+    mllp_port: int | None = None
+    mllp_max_bytes: int = 20 * 1024 * 1024
+    mllp_senders: tuple[str, ...] = ()
+    site_map: Path | None = None
 
     def __post_init__(self) -> None:
         _check_address(self)
@@ -121,6 +134,11 @@ class Settings:
             workers=_number(read, "WORKERS", 1, 1, 64),
             max_body_bytes=_number(read, "MAX_BODY_BYTES", 8 * 1024 * 1024, 1024, 1 << 30),
             max_events=_number(read, "MAX_EVENTS", 10_000, 1, 1_000_000),
+            mllp_host=_address(read.get("MLLP_HOST", "127.0.0.1"), "MLLP_HOST"),
+            mllp_port=_number(read, "MLLP_PORT", 0, 0, 65_535) if "MLLP_PORT" in read else None,
+            mllp_max_bytes=_number(read, "MLLP_MAX_BYTES", 20 * 1024 * 1024, 1024, 64 << 20),
+            mllp_senders=tuple(filter(None, map(str.strip, read.get("MLLP_SENDERS", "").split(",")))),
+            site_map=_path(read, "SITE_MAP"),
         )
         return replace(
             settings,
@@ -167,6 +185,11 @@ class Settings:
             "WORKERS": self.workers,
             "MAX_BODY_BYTES": self.max_body_bytes,
             "MAX_EVENTS": self.max_events,
+            "MLLP_HOST": self.mllp_host,
+            "MLLP_PORT": self.mllp_port,
+            "MLLP_MAX_BYTES": self.mllp_max_bytes,
+            "MLLP_SENDERS": ",".join(self.mllp_senders) or None,
+            "SITE_MAP": self.site_map,
         }
         return {PREFIX + name: str(value) for name, value in values.items() if value is not None}
 
@@ -180,6 +203,11 @@ def worker_count(env: Mapping[str, str] | None = None) -> int:
 def _check_address(settings: Settings) -> None:
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise ConfigError("TLS needs both files: set WARDCAST_TLS_CERT and WARDCAST_TLS_KEY, or neither.")
+    if not ipaddress.ip_address(settings.mllp_host).is_loopback and settings.tls_cert is None:
+        raise ConfigError(
+            f"WARDCAST_MLLP_HOST {settings.mllp_host} is reachable from other machines, which needs TLS. Also set "
+            "WARDCAST_TLS_CERT and WARDCAST_TLS_KEY, or use 127.0.0.1 behind a tunnel."
+        )
     if settings.is_loopback:
         return
     lacking = [
@@ -197,12 +225,14 @@ def _check_address(settings: Settings) -> None:
         )
 
 
-def _address(host: str) -> str:
+def _address(host: str, name: str = "HOST") -> str:
     host = {"localhost": "127.0.0.1"}.get(host, host)
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:
-        raise ConfigError("WARDCAST_HOST must be an IP address, for example 127.0.0.1 or 0.0.0.0.") from None
+        raise ConfigError(
+            f"{PREFIX}{name} must be an IP address, for example 127.0.0.1 or 0.0.0.0."
+        ) from None
 
 
 def _number(read: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

@@ -247,3 +247,63 @@ replay_clock = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("now", Micros, nullable=False),
 )
+
+# Who the people are, one row each time something was said of them; the newest row is the whole present picture.
+persons = Table(
+    "persons",
+    metadata,
+    Column("seq", Sequence, primary_key=True),
+    Column("subject_id", String, nullable=False),
+    Column("received_time", Micros, nullable=False),
+    Column("born", Micros),
+    Column("sex", String),
+    Index("persons_latest", "subject_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# Identities that turned out to be one: `prior` lives on as `surviving`. `kind` is subject or encounter.
+merges = Table(
+    "merges",
+    metadata,
+    Column("seq", Sequence, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("prior", String, nullable=False),
+    Column("surviving", String, nullable=False),
+    Column("received_time", Micros, nullable=False),
+    Index("merges_of", "kind", "prior"),
+    sqlite_autoincrement=True,
+)
+
+# HL7 v2 messages as they came, whatever became of them. In SQLite a file of its own: who writes facts and scores never
+# keeps a sender waiting. `answer` is what the sender was told; `refusal` is why, where it was refused.
+messages = Table(
+    "messages",
+    metadata,
+    Column("seq", Sequence, primary_key=True),
+    Column("received_time", Micros, nullable=False),
+    Column("application", String, nullable=False),
+    Column("facility", String, nullable=False),
+    Column("control_id", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("version", String, nullable=False),
+    Column("body_hash", LargeBinary, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("answer", String, nullable=False),
+    Column("refusal", String),
+    Column("conflict", Boolean, nullable=False),
+    Column("repeats", Integer, nullable=False),
+    Index("messages_identity", "application", "facility", "control_id", "body_hash", unique=True),
+    sqlite_autoincrement=True,
+)
+
+# What became of each message that was taken, written with its facts: the newest row is how far the log was read.
+outcomes = Table(
+    "message_outcomes",
+    metadata,
+    Column("message_seq", Sequence, primary_key=True, autoincrement=False),
+    Column("applied_time", Micros, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("problems", Text, nullable=False),
+)
