@@ -1,0 +1,224 @@
+"""The message log: every HL7 v2 message as it came, durable before its sender is told so.
+
+Messages lie in the log, what became of them lies with the facts they made (:func:`add_outcomes`, in the very
+transaction of the facts), so that each message takes effect exactly once, whenever a process may die in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from serving.store.engine import Database, open_database
+from serving.store.facts import chunks
+from serving.store.tables import messages, outcomes
+
+BATCH_BYTES: Final = 32 << 20
+"""Bytes of messages read from the log at one time, the first message apart."""
+TAKEN: Final = ("AA", "CA")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message that has just come.
+
+    ``identity`` is MSH-3, MSH-4 and MSH-10; ``answer`` what the sender will be told, once this is durable. ``size`` is
+    what was sent, of which a refused message may keep less.
+    """
+
+    identity: tuple[str, str, str]
+    body: bytes
+    kind: str = ""
+    version: str = ""
+    answer: str = "AA"
+    refusal: str | None = None
+    size: int = 0
+    body_hash: bytes = b""
+    """SHA-256 of the whole message; of the body where it is not given."""
+
+    def __post_init__(self) -> None:
+        if not self.body_hash:
+            object.__setattr__(self, "body_hash", hashlib.sha256(self.body).digest())
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the log made of a message.
+
+    ``repeated``: it was there already, body and all. ``conflict``: another body was there under its identity.
+    """
+
+    repeated: bool = False
+    conflict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A message read from the log."""
+
+    seq: int
+    body: bytes
+    conflict: bool
+
+
+Identity = tuple[str, str, str]
+Bodies = dict[bytes, tuple[int, bool]]
+"""By hash of the body: its place in the log (0 for one not written yet), and whether it was taken."""
+
+
+class MessageLog:
+    """The log, opened for writing and reading. One process writes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    def open(cls, url: str, key: str | None) -> MessageLog:
+        """Open the log that belongs to a store, making it where there is none.
+
+        Raises
+        ------
+        ConfigError, DataError
+            As :func:`serving.store.engine.open_database`.
+        """
+        return cls(open_database(log_url(url), key))
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._database.close()
+
+    def add(self, arrivals: Sequence[Arrival], now: int) -> list[Stored]:
+        """Write messages, all or none; durable on return. A repeated one is counted and not written again."""
+        with self._database.write() as connection:
+            known = _known(connection, arrivals)
+            stored = [_placed(connection, arrival, known) for arrival in arrivals]
+            rows: dict[tuple[Identity, bytes], dict[str, Any]] = {}
+            for arrival, place in zip(arrivals, stored, strict=True):
+                key = (arrival.identity, arrival.body_hash)
+                if not place.repeated:
+                    rows[key] = _row(arrival, place, now)
+                elif key in rows:
+                    rows[key]["repeats"] += 1
+            if rows:
+                connection.execute(insert(messages), list(rows.values()))
+        return stored
+
+    def pending(self, after: int, limit: int) -> list[Logged]:
+        """The messages taken after a place in the log, in the order they came: at most ``limit``, and not too large."""
+        m = messages.c
+        with self._database.read() as connection:
+            sizes = select(m.seq, func.length(m.body)).where(m.seq > after, m.answer.in_(TAKEN))
+            wanted: list[int] = []
+            total = 0
+            for seq, size in connection.execute(sizes.order_by(m.seq).limit(limit)):
+                total += size
+                if wanted and total > BATCH_BYTES:
+                    break
+                wanted.append(seq)
+            found: list[Logged] = []
+            for some in chunks(wanted):
+                query = select(m.seq, m.body, m.conflict).where(m.seq.in_(some)).order_by(m.seq)
+                found += [
+                    Logged(seq, bytes(body), conflict) for seq, body, conflict in connection.execute(query)
+                ]
+            return found
+
+    def find(self, application: str, facility: str, control_id: str) -> list[dict[str, Any]]:
+        """Everything that came under one identity, oldest first."""
+        m = messages.c
+        query = select(messages).where(
+            m.application == application, m.facility == facility, m.control_id == control_id
+        )
+        with self._database.read() as connection:
+            return [dict(row) for row in connection.execute(query.order_by(m.seq)).mappings()]
+
+    def counts(self) -> list[tuple[str, str, str | None, int, int, int]]:
+        """Kind, answer, refusal, messages, repetitions and conflicts, the most frequent first."""
+        m = messages.c
+        many = func.count()
+        conflicts = func.sum(func.cast(m.conflict, m.repeats.type))
+        query = select(m.kind, m.answer, m.refusal, many, func.sum(m.repeats), conflicts)
+        with self._database.read() as connection:
+            rows = connection.execute(query.group_by(m.kind, m.answer, m.refusal).order_by(many.desc()))
+            return [(k, a, r, int(n), int(again), int(other)) for k, a, r, n, again, other in rows]
+
+
+def log_url(url: str) -> str:
+    """Where the log of a store lies: beside an SQLite file, in a PostgreSQL database itself."""
+    if not url.startswith("sqlite:///"):
+        return url
+    path = Path(url.removeprefix("sqlite:///"))
+    return f"sqlite:///{path.with_name(f'{path.stem}-messages{path.suffix}')}"
+
+
+def _known(connection: Connection, arrivals: Sequence[Arrival]) -> dict[Identity, Bodies]:
+    """What is in the log under the control identifiers that some arrivals have."""
+    m = messages.c
+    found: dict[Identity, Bodies] = {}
+    for some in chunks({a.identity[2] for a in arrivals}):
+        query = select(m.seq, m.application, m.facility, m.control_id, m.body_hash, m.answer)
+        for seq, *identity, body_hash, answer in connection.execute(query.where(m.control_id.in_(some))):
+            bodies = found.setdefault((identity[0], identity[1], identity[2]), {})
+            bodies[bytes(body_hash)] = (seq, answer in TAKEN)
+    return found
+
+
+def _placed(connection: Connection, arrival: Arrival, known: dict[Identity, Bodies]) -> Stored:
+    """Whether a message is new, and if not so, count it; one that was refused and is taken now is new."""
+    bodies = known.setdefault(arrival.identity, {})
+    # What has no control identifier has no identity to share.
+    conflict = bool(arrival.identity[2]) and bool(bodies.keys() - {arrival.body_hash})
+    seq, taken = bodies.get(arrival.body_hash, (-1, False))
+    if seq < 0 or (not taken and arrival.answer in TAKEN):
+        if seq > 0:
+            connection.execute(delete(messages).where(messages.c.seq == seq))
+        bodies[arrival.body_hash] = (0, arrival.answer in TAKEN)
+        return Stored(conflict=conflict)
+    if seq > 0:
+        again = update(messages).where(messages.c.seq == seq).values(repeats=messages.c.repeats + 1)
+        connection.execute(again)
+    return Stored(repeated=True, conflict=conflict)
+
+
+def _row(arrival: Arrival, place: Stored, now: int) -> dict[str, Any]:
+    return {
+        "received_time": now,
+        "application": arrival.identity[0],
+        "facility": arrival.identity[1],
+        "control_id": arrival.identity[2],
+        "kind": arrival.kind,
+        "version": arrival.version,
+        "body_hash": arrival.body_hash,
+        "body": arrival.body,
+        "size": arrival.size or len(arrival.body),
+        "answer": arrival.answer,
+        "refusal": arrival.refusal,
+        "conflict": place.conflict,
+        "repeats": 0,
+    }
+
+
+def applied_up_to(connection: Connection) -> int:
+    """How far the log has been read into the store."""
+    return int(connection.execute(select(func.max(outcomes.c.message_seq))).scalar() or 0)
+
+
+def add_outcomes(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say what became of messages, in the transaction of their facts."""
+    if rows:
+        connection.execute(insert(outcomes), [dict(row) for row in rows])
+
+
+def outcomes_of(connection: Connection, seqs: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """Status and problems (JSON) of some messages; what is not there has not been read yet."""
+    found: dict[int, tuple[str, str]] = {}
+    o = outcomes.c
+    for some in chunks(seqs):
+        query = select(o.message_seq, o.status, o.problems).where(o.message_seq.in_(some))
+        found |= {int(seq): (status, problems) for seq, status, problems in connection.execute(query)}
+    return found
