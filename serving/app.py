@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from features.errors import WardcastError
 from serving import api
 from serving.answers import Refusal
+from serving.feeds import fhir as fhir_in
 from serving.guard import Guard
 from serving.monitoring.routes import router as monitoring
 from serving.pages import routes as pages
@@ -80,7 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Wardcast", version=VERSION, docs_url=None, redoc_url=None)
     app.state.wardcast = state
     catch_up(state)
-    routers = (probes, api.router, pages.router, reports(state), monitoring())
+    routers = (probes, api.router, fhir_in.router, pages.router, reports(state), monitoring())
     for router in routers:
         app.include_router(router)
     handlers: dict[type[Exception], Callable[..., Awaitable[Response]]] = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import socket
 import tempfile
 from functools import cache
 from typing import Any, Final
@@ -23,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from features.errors import ConfigError
 from models.bundle import Bundle
 from serving.app import create_app
+from serving.feeds.station import LISTENER, Keeper, check_port
 from serving.security.identity import Credentials
 from serving.settings import ROOT, Settings, worker_count
 from serving.state import Wardcast as State
@@ -126,16 +126,9 @@ def preflight(settings: Settings) -> None:
     Bundle.load(settings.sepsis_model)
     Store.open(settings.store_url, settings.store_key or None).close()
     Credentials.of(settings)
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise ConfigError(
-                f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}. "
-                "Stop what is using it, or set WARDCAST_PORT."
-            ) from None
+    check_port(settings.host, settings.port, "WARDCAST_PORT")
+    if settings.mllp_port is not None:
+        check_port(settings.mllp_host, settings.mllp_port, "WARDCAST_MLLP_PORT")
 
 
 def serve(settings: Settings) -> None:
@@ -160,6 +153,11 @@ def serve(settings: Settings) -> None:
             "ssl_keyfile": str(settings.tls_key),
             "ssl_ciphers": CIPHERS,
         }
-    bentoml.serve(
-        SERVICE, host=settings.host, port=settings.port, working_dir=str(ROOT), blocking=True, **tls
-    )
+    messages = Keeper(LISTENER, settings.environment()) if settings.mllp_port is not None else None
+    try:
+        bentoml.serve(
+            SERVICE, host=settings.host, port=settings.port, working_dir=str(ROOT), blocking=True, **tls
+        )
+    finally:
+        if messages is not None:
+            messages.stop()

@@ -24,7 +24,7 @@ from serving.store.tables import sessions
 
 Role = Literal["viewer", "integrator", "admin"]
 ROLES: Final = ("viewer", "integrator", "admin")
-FEEDS: Final = frozenset({"/v1/events", "/v1/sepsis/score"})
+FEEDS: Final = frozenset({"/v1/events", "/v1/sepsis/score", "/fhir"})
 """Only an integrator or admin may call these."""
 MINUTE_US: Final = 60_000_000
 IDLE_US: Final = 30 * MINUTE_US
@@ -44,7 +44,7 @@ class Caller:
         if self.role == "admin":
             return True
         if self.role == "integrator":
-            return path.startswith("/v1/") or path in ("/metrics", "/openapi.json")
+            return path.startswith(("/v1/", "/fhir")) or path in ("/metrics", "/openapi.json")
         return path not in FEEDS
 
 
