@@ -17,6 +17,9 @@ from serving import api
 from serving.answers import Refusal
 from serving.feeds import fhir as fhir_in
 from serving.guard import Guard
+from serving.interop import cds_hooks, fhir
+from serving.interop.contract import CDS_REQUESTS
+from serving.interop.cors import CdsCors
 from serving.monitoring.routes import router as monitoring
 from serving.pages import routes as pages
 from serving.reports.routes import router as reports
@@ -81,7 +84,8 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Wardcast", version=VERSION, docs_url=None, redoc_url=None)
     app.state.wardcast = state
     catch_up(state)
-    routers = (probes, api.router, fhir_in.router, pages.router, reports(state), monitoring())
+    interop = (cds_hooks.router, fhir.router)
+    routers = (probes, api.router, fhir_in.router, pages.router, reports(state), monitoring(), *interop)
     for router in routers:
         app.include_router(router)
     handlers: dict[type[Exception], Callable[..., Awaitable[Response]]] = {
@@ -95,10 +99,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     paths = frozenset({"/openapi.json"} | {getattr(route, "path", "") for r in routers for route in r.routes})
     app.add_middleware(Guard, state=state, routes=paths)
+    app.add_middleware(CdsCors, origins=state.cds.origins)
     return app
 
 
 async def _refused(request: Request, refusal: Refusal) -> Response:
+    if request.url.path.startswith("/fhir"):
+        return fhir.refused(refusal)
     wants_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/v1/")
     return pages.page_error(of(request), refusal) if wants_page else refusal.answer()
 
@@ -135,7 +142,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         described = FastAPI.openapi(app)
         _, definitions = models_json_schema(
-            [(model, "validation") for model in REQUESTS], ref_template="#/components/schemas/{model}"
+            [(model, "validation") for model in (*REQUESTS, *CDS_REQUESTS)],
+            ref_template="#/components/schemas/{model}",
         )
         described.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
         app.openapi_schema = described

@@ -20,13 +20,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.answers import Refusal, too_large
 from serving.context import current_caller, nonce, request_id
-from serving.security.identity import Caller, session_caller
+from serving.security.identity import CDS, Caller, session_caller
 from serving.state import Wardcast, wall_us
 from serving.store import audit
 
 logger = logging.getLogger("wardcast.access")
 
-OPEN: Final = frozenset({"/healthz", "/livez", "/readyz", "/sign-in"})
+OPEN: Final = frozenset({"/healthz", "/livez", "/readyz", "/sign-in", CDS, "/fhir/metadata"})
+"""Answered to everyone: nothing about a patient is in there."""
 QUIET: Final = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 COOKIE: Final = "wardcast_session"
@@ -70,8 +71,9 @@ class Guard:
             await send(message)
 
         try:
+            takes_time = _cookie(scope) or scope["path"].startswith(CDS)
             caller = (
-                await to_thread.run_sync(self._identify, scope) if _cookie(scope) else self._identify(scope)
+                await to_thread.run_sync(self._identify, scope) if takes_time else self._identify(scope)
             )
             denied = self._denial(scope, caller)
             if denied is not None:
@@ -96,10 +98,16 @@ class Guard:
     def _identify(self, scope: Scope) -> Caller | None:
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and token:
-            return self._state.credentials.caller(token.strip())
+            return self._state.credentials.caller(token.strip()) or self._cds_client(scope, token.strip())
         cookie = _cookie(scope)
         caller = session_caller(self._state.store, cookie, wall_us()) if cookie else None
         return caller if caller and self._state.credentials.still_knows(caller) else None
+
+    def _cds_client(self, scope: Scope, token: str) -> Caller | None:
+        path = scope["path"]
+        if not path.startswith(CDS) or path in OPEN:
+            return None
+        return self._state.cds.caller(token, path, self._state.store)
 
     def _denial(self, scope: Scope, caller: Caller | None) -> Refusal | None:
         path = scope["path"]

@@ -46,6 +46,18 @@ class Metrics:
         )
         self.pages = Counter("wardcast_pages", "Alerts raised.", ["model"], registry=self.registry)
         self.denied = Counter("wardcast_denied", "Requests denied, by why.", ["why"], registry=self.registry)
+        self.cards = Counter(
+            "wardcast_cds_cards",
+            "CDS Hooks answers by hook and indicator; none where there was no card.",
+            ["hook", "indicator"],
+            registry=self.registry,
+        )
+        self.feedback = Counter(
+            "wardcast_cds_feedback",
+            "CDS Hooks feedback by outcome and override reason.",
+            ["outcome", "reason"],
+            registry=self.registry,
+        )
         self.ready = Gauge(
             "wardcast_ready",
             "1 where the service can score.",

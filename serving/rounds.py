@@ -73,14 +73,28 @@ def current(state: Wardcast, encounter_id: str, now: int, explain: Explain) -> L
         if (
             row is not None
             and row["model_id"] == state.scorer.bundle.model_id
-            and _holds(connection, row, now)
+            and holds(connection, row, now)
         ):
             again = rescore(connection, state.scorer, row, explain)
             return Logged(row["prediction_id"], again, row["page"], row["created_time"])
     return score_stored(state, [encounter_id], now, explain=explain, everyone=True)[0]
 
 
-def _holds(connection: Connection, row: dict[str, Any], now: int) -> bool:
+def standing(state: Wardcast, encounter_id: str, now: int) -> dict[str, Any]:
+    """The logged prediction that stands for a present encounter at ``now``; one is made where none does.
+
+    As :func:`current`, but read from the log: nothing is computed again.
+    """
+    with state.store.read() as connection:
+        row = log.newest_predictions(connection, [encounter_id], STORED).get(encounter_id)
+        if row and row["model_id"] == state.scorer.bundle.model_id and holds(connection, row, now):
+            return row
+    made = score_stored(state, [encounter_id], now, everyone=True)[0]
+    with state.store.read() as connection:
+        return log.prediction(connection, made.prediction_id)
+
+
+def holds(connection: Connection, row: dict[str, Any], now: int) -> bool:
     """Whether a logged score is young, and nothing about its patient has come or become visible since."""
     who, made = row["encounter_id"], row["prediction_time"]
     if not made <= now <= made + REUSE_US:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -231,10 +232,10 @@ def _explain(detail: ErrorDetails, request: type[BaseModel] | None) -> FieldProb
     if kind == "value_error":
         problem, _, remedy = str(context.get("error", "")).partition("|")
         about = problem.partition(" ")[0]
-        whose = (*loc, about) if about in _FIELDS else loc
+        whose = (*loc, about) if about in _fields(request) else loc
         return FieldProblem(field=field_name(whose), problem=problem, remedy=remedy)
     # Where a field may be of several kinds, pydantic names the branch last.
-    named = [p for p in loc if request is None or isinstance(p, int) or p in _FIELDS]
+    named = [p for p in loc if request is None or isinstance(p, int) or p in _fields(request)]
     problem, remedy = _wording(kind, context, found)
     return FieldProblem(field=field_name(named), problem=problem, remedy=remedy)
 
@@ -284,7 +285,16 @@ _BOUNDS: Final[Mapping[str, str]] = {
     "less_than": "below",
 }
 
-_FIELDS: Final = frozenset(name for model in (*REQUESTS, EncounterIn, EventIn) for name in model.model_fields)
+
+@cache
+def _fields(request: type[BaseModel] | None) -> frozenset[str]:
+    """The names of all fields in a contract, at any depth; of all contracts here where none is given."""
+    names: set[str] = set()
+    for model in REQUESTS if request is None else (request,):
+        schema = model.model_json_schema()
+        for part in (schema, *schema.get("$defs", {}).values()):
+            names |= set(part.get("properties", {}))
+    return frozenset(names)
 
 
 def _known_fields(loc: Sequence[int | str], request: type[BaseModel] | None) -> list[str]:

@@ -60,6 +60,10 @@ class Settings:
         Who may send: addresses, networks, MSH-3 or MSH-3@MSH-4; anyone where empty.
     site_map : Path or None
         What the site's own codes, units and places mean; see :mod:`features.sources.vocabulary`.
+    public_url : str
+        Where callers find the service, without a slash at the end; links of cards and the audience of tokens.
+    cds_file : Path or None
+        The CDS clients that may ask for cards, and which cards they get; see :mod:`serving.security.clients`.
     """
 
     var: Path
@@ -86,6 +90,8 @@ class Settings:
     mllp_max_bytes: int = 20 * 1024 * 1024
     mllp_senders: tuple[str, ...] = ()
     site_map: Path | None = None
+    public_url: str = ""
+    cds_file: Path | None = None
 
     def __post_init__(self) -> None:
         _check_address(self)
@@ -139,6 +145,8 @@ class Settings:
             mllp_max_bytes=_number(read, "MLLP_MAX_BYTES", 20 * 1024 * 1024, 1024, 64 << 20),
             mllp_senders=tuple(filter(None, map(str.strip, read.get("MLLP_SENDERS", "").split(",")))),
             site_map=_path(read, "SITE_MAP"),
+            public_url=_public_url(read.get("PUBLIC_URL", "")),
+            cds_file=_path(read, "CDS_FILE"),
         )
         return replace(
             settings,
@@ -165,6 +173,11 @@ class Settings:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
 
+    @property
+    def known_as(self) -> str:
+        """The address by which callers know the service: ``WARDCAST_PUBLIC_URL``, or its own."""
+        return self.public_url or self.url
+
     def environment(self) -> dict[str, str]:
         """The variables that make another process read these very settings."""
         values: dict[str, object] = {
@@ -190,6 +203,8 @@ class Settings:
             "MLLP_MAX_BYTES": self.mllp_max_bytes,
             "MLLP_SENDERS": ",".join(self.mllp_senders) or None,
             "SITE_MAP": self.site_map,
+            "PUBLIC_URL": self.public_url or None,
+            "CDS_FILE": self.cds_file,
         }
         return {PREFIX + name: str(value) for name, value in values.items() if value is not None}
 
@@ -240,6 +255,14 @@ def _number(read: Mapping[str, str], name: str, default: int, low: int, high: in
     if not re.fullmatch(r"\d{1,12}", text) or not low <= int(text) <= high:
         raise ConfigError(f"{PREFIX}{name} must be a whole number from {low:,} to {high:,}.")
     return int(text)
+
+
+def _public_url(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+        raise ConfigError(
+            "WARDCAST_PUBLIC_URL must be the address that callers use, for example https://risk.example.org."
+        )
+    return text.rstrip("/")
 
 
 def _path(read: Mapping[str, str], name: str) -> Path | None:

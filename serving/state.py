@@ -23,6 +23,7 @@ from serving.context import request_id
 from serving.metrics import Metrics
 from serving.render import environment
 from serving.scoring import Scorer
+from serving.security.clients import CdsClients
 from serving.security.identity import Caller, Credentials
 from serving.settings import Settings
 from serving.store import audit, log
@@ -49,6 +50,7 @@ class Wardcast:
         self.settings = settings
         self.store = Store.open(settings.store_url, settings.store_key or None, settings.site)
         self.credentials = Credentials.of(settings)
+        self.cds = CdsClients.of(settings)
         self.metrics = Metrics()
         self.templates: Environment = environment(settings.timezone)
         self.bundles: dict[str, Bundle] = {}

@@ -1,7 +1,8 @@
 """Who is calling, and what they may do.
 
 Callers carry a token; we keep its SHA-256 only. People exchange theirs for a session cookie. Roles: a *viewer* reads
-and acknowledges, an *integrator* feeds and asks through the API, an *admin* may do both.
+and acknowledges, an *integrator* feeds and asks through the API, an *admin* may do both. A *cds_client*
+is an EHR that asks for cards with tokens it signs itself (:mod:`serving.security.clients`); no token of ours is one.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from serving.settings import Settings
 from serving.store.store import Store
 from serving.store.tables import sessions
 
-Role = Literal["viewer", "integrator", "admin"]
+Role = Literal["viewer", "integrator", "admin", "cds_client"]
 ROLES: Final = ("viewer", "integrator", "admin")
 FEEDS: Final = frozenset({"/v1/events", "/v1/sepsis/score", "/fhir"})
 """Only an integrator or admin may call these."""
+CDS: Final = "/cds-services"
 MINUTE_US: Final = 60_000_000
 IDLE_US: Final = 30 * MINUTE_US
 LONGEST_US: Final = 12 * 60 * MINUTE_US
@@ -44,8 +46,10 @@ class Caller:
         if self.role == "admin":
             return True
         if self.role == "integrator":
-            return path.startswith(("/v1/", "/fhir")) or path in ("/metrics", "/openapi.json")
-        return path not in FEEDS
+            return path.startswith(("/v1/", "/fhir", CDS)) or path in ("/metrics", "/openapi.json")
+        if self.role == "cds_client":
+            return path.startswith(CDS)
+        return path not in FEEDS and not path.startswith(CDS)
 
 
 def hashed(secret: str) -> str:

@@ -39,8 +39,20 @@ def cards(connection: Connection, ids: Sequence[str], client: str) -> set[str]:
     c = cds_cards.c
     found: set[str] = set()
     for some in chunks(ids):
-        found |= set(connection.execute(select(c.card_id).where(c.card_id.in_(some), c.client == client)).scalars())
+        found |= set(
+            connection.execute(select(c.card_id).where(c.card_id.in_(some), c.client == client)).scalars()
+        )
     return found
+
+
+def encounters(connection: Connection, ids: Sequence[str]) -> list[str]:
+    """The encounters that some cards were about."""
+    c = cds_cards.c
+    found: set[str] = set()
+    for some in chunks(ids):
+        query = select(c.encounter_id).where(c.card_id.in_(some), c.encounter_id.is_not(None))
+        found |= set(connection.execute(query).scalars())
+    return sorted(found)
 
 
 def add_feedback(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
@@ -74,6 +86,10 @@ def counts(connection: Connection, since: int | None, until: int | None) -> dict
     told = told.where(received_range(since, until, f.received_time))
     told = told.group_by(f.outcome, f.reason_system, f.reason_code)
     return {
-        "cards": [dict(row) for row in connection.execute(given.order_by(c.hook, c.status, c.indicator)).mappings()],
-        "feedback": [dict(row) for row in connection.execute(told.order_by(f.outcome, f.reason_code)).mappings()],
+        "cards": [
+            dict(row) for row in connection.execute(given.order_by(c.hook, c.status, c.indicator)).mappings()
+        ],
+        "feedback": [
+            dict(row) for row in connection.execute(told.order_by(f.outcome, f.reason_code)).mappings()
+        ],
     }

@@ -44,6 +44,15 @@ def latest(connection: Connection, ids: Iterable[str]) -> dict[str, dict[str, An
     return found
 
 
+def of_subjects(connection: Connection, subject_ids: Iterable[str]) -> list[dict[str, Any]]:
+    """What is known now of every encounter of some people, the one heard of last first."""
+    ids: set[str] = set()
+    for some in chunks(subject_ids):
+        query = select(encounters.c.encounter_id).where(encounters.c.subject_id.in_(some)).distinct()
+        ids |= set(connection.execute(query).scalars())
+    return sorted(latest(connection, ids).values(), key=lambda row: -int(row["seq"]))
+
+
 def has_ended(encounter: Mapping[str, Any], now: int) -> bool:
     """Whether the patient has left by ``now``."""
     left = encounter["discharge_time"]
@@ -118,6 +127,19 @@ def reports(connection: Connection, encounter_id: str, sources: Iterable[str]) -
         ).where(e.encounter_id == encounter_id, e.source_id.in_(some))  # fmt: skip
         found.extend(connection.execute(query))
     return sorted(found, key=lambda row: int(row.seq))
+
+
+def told(
+    connection: Connection, encounter_id: str, concepts: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Every usable report about an encounter in the order received, corrections and deletions included."""
+    e = events.c
+    query = select(
+        e.seq, e.source_id, e.concept, e.status, e.time, e.available_time, e.received_time, e.numeric_value
+    ).where(e.encounter_id == encounter_id, e.reason.is_(None))
+    if concepts is not None:
+        query = query.where(e.concept.in_(concepts))
+    return [dict(row) for row in connection.execute(query.order_by(e.seq)).mappings()]
 
 
 def last_seq(connection: Connection) -> int:

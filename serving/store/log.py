@@ -85,6 +85,27 @@ def newest_predictions(connection: Connection, ids: Sequence[str], road: str) ->
     return found
 
 
+def found_predictions(
+    connection: Connection,
+    encounter_id: str | None,
+    prediction_id: str | None,
+    road: str,
+    status: str | None,
+    count: int,
+    offset: int,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Predictions of an encounter, or the one of an identity, newest first: how many, and a page of them."""
+    p = predictions.c
+    wanted = [p.road == road]
+    wanted += [] if encounter_id is None else [p.encounter_id == encounter_id]
+    wanted += [] if prediction_id is None else [p.prediction_id == prediction_id]
+    wanted += [] if status is None else [p.status == status]
+    total = connection.execute(select(func.count()).select_from(predictions).where(*wanted)).scalar_one()
+    query = select(predictions).where(*wanted).order_by(p.prediction_time.desc(), p.seq.desc())
+    rows = connection.execute(query.limit(count).offset(offset)).mappings()
+    return int(total), [dict(row) for row in rows]
+
+
 def reach(connection: Connection, ids: Iterable[str], road: str) -> dict[str, tuple[int, int]]:
     """How far the facts went that predictions of some encounters have read, as ``seq`` of events and encounter."""
     p = predictions.c
