@@ -11,23 +11,25 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from features.errors import ConfigError
 
-WRITE_LOCK: Final = "select pg_advisory_xact_lock(hashtext('wardcast'), hashtext(current_schema()))"
+BEGIN_WRITING: Final = (
+    "select set_config('idle_in_transaction_session_timeout', '60s', true), "
+    "pg_advisory_xact_lock(hashtext('wardcast'), hashtext(current_schema()))"
+)
 """One writer at a time among all processes of a store, until its transaction ends.
 
 Row locks would not do. A score says up to which ``seq`` it read, and is made again by reading up to there: so no
 smaller ``seq`` may appear afterwards, as it would where two transactions draw numbers side by side and the later one
-commits first.
+commits first. A writer whose machine has vanished keeps the others waiting for a minute, and not for the hours that TCP
+takes to notice.
 """
 CONNECTION: Final[Mapping[str, str]] = {"connect_timeout": "10", "application_name": "wardcast"}
 SESSION: Final[Mapping[str, str]] = {
     "lock_timeout": "15s",
-    # A writer whose machine has vanished holds the lock for this long, and not for the hours that TCP takes to notice.
-    "idle_in_transaction_session_timeout": "60s",
     "extra_float_digits": "1",  # doubles come back to the bit, whatever the role's default is
     "timezone": "UTC",
 }
@@ -69,6 +71,7 @@ def open_engine(url: str) -> Engine:
     _require_tls(_defaults() | {k: str(v) for k, v in engine.dialect.create_connect_args(made)[1].items()})
     event.listen(engine, "connect", _settle_session)
     event.listen(engine, "begin", _begin)
+    event.listen(engine, "handle_error", _notice_loss)
     logger.info("store kind=postgresql key=unused encrypted_at_rest_by=server")
     return engine
 
@@ -154,6 +157,12 @@ def _settle_session(connection: Any, _record: object) -> None:
     connection.commit()
 
 
+def _notice_loss(context: ExceptionContext) -> None:
+    """The server hangs up on a writer that is idle too long; SQLAlchemy would not see that the connection is lost."""
+    if getattr(context.original_exception, "sqlstate", None) == "25P03":
+        context.is_disconnect = True
+
+
 def _begin(connection: Connection) -> None:
     if connection.get_execution_options().get("wardcast_write", False):
-        connection.exec_driver_sql(WRITE_LOCK)
+        connection.exec_driver_sql(BEGIN_WRITING)

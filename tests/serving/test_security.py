@@ -250,6 +250,7 @@ def test_what_a_sender_writes_is_never_markup(service: Any, patient: Any):
         assert "&lt;img src=x" in answer.text
 
 
+@pytest.mark.both_stores
 def test_nothing_of_a_patient_reaches_log_or_metrics(
     service: Any, patient: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ):
@@ -282,7 +283,8 @@ def test_nothing_of_a_patient_reaches_log_or_metrics(
         "MARPLE",
         "4.77",
         str(service.settings.token),
-        service.settings.store_key,
+        service.settings.store_key or "there is no key",
+        "p@ss",  # of the PostgreSQL server
     ):
         assert secret not in outputs
 

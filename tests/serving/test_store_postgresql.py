@@ -202,6 +202,26 @@ def test_whoever_waits_too_long_to_write_gives_up(service: Any, monkeypatch: pyt
     other.close()
 
 
+@on_postgresql
+def test_a_writer_that_has_vanished_is_cut_off(service: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(postgres, "BEGIN_WRITING", postgres.BEGIN_WRITING.replace("60s", "200ms"))
+    vanished, other = (Store.open(service.settings.store_url, None) for _ in range(2))
+
+    def vanish() -> None:
+        with vanished.write() as connection:
+            connection.execute(events.delete())
+            with other.write() as second:  # waits its turn, and gets it
+                assert facts.last_seq(second) == 0
+            connection.execute(events.delete())
+
+    with pytest.raises(DBAPIError, match="idle-in-transaction timeout"):
+        vanish()
+    with vanished.write() as connection:
+        assert facts.last_seq(connection) == 0
+    vanished.close()
+    other.close()
+
+
 def postgres_database(url: str) -> Any:
     """A database that was laid out by somebody else already."""
     return Database(postgres.open_engine(url), postgres.READING)
