@@ -1,0 +1,277 @@
+"""HL7 v2 over MLLP: messages a second and time to the answer, each message synchronised to disk before it is answered.
+
+ORU^R01 of 8 OBX, 50 connections that each wait for their answer, loopback, sender and listener on the same machine.
+Beside it the disk's own rate: one synchronised write after the other, which a listener that writes message by message
+could not exceed. ``--all`` runs for a minute, and kills the listener 200 times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+ALL = os.environ.get("WARDCAST_BENCH") == "all"
+CONNECTIONS = 50
+SECONDS = 60.0 if ALL else 10.0
+KILLS = 200 if ALL else 20
+STAY = datetime.now(UTC) - timedelta(hours=6)
+VITALS = (
+    ("8867-4", 96, "/min"), ("8480-6", 112, "mm[Hg]"), ("8478-0", 74, "mm[Hg]"), ("8310-5", 38, "Cel"),
+    ("9279-1", 22, "/min"), ("59408-5", 95, "%"), ("2524-7", 2.6, "mmol/L"), ("2160-0", 1.4, "mg/dL"),
+)  # fmt: skip
+ALONE = """
+import asyncio, sys
+from pathlib import Path
+from serving.ingest.mllp import Listener
+from serving.settings import Settings
+from serving.store.messages import MessageLog
+
+async def main():
+    log = MessageLog.open(f"sqlite:///{sys.argv[1]}", "ab" * 32)
+    print(await Listener(Settings(var=Path("unused"), mllp_port=0), log).start(), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+PYTHON_HL7 = """
+import asyncio, sqlite3, sys
+from hl7.mllp import start_hl7_server
+
+async def main():
+    db = sqlite3.connect(sys.argv[1], isolation_level=None)
+    db.execute("pragma journal_mode=wal")
+    db.execute("pragma synchronous=full")
+    db.execute("create table messages (body text)")
+    async def serve(reader, writer):
+        try:
+            while not writer.is_closing():
+                message = await reader.readmessage()
+                db.execute("insert into messages values (?)", (str(message),))
+                writer.writemessage(message.create_ack())
+                await writer.drain()
+        except asyncio.IncompleteReadError:
+            writer.close()
+    server = await start_hl7_server(serve, host="127.0.0.1", port=0, encoding="utf-8")
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def oru(control: str, patient: int, at: datetime) -> bytes:
+    """One message of 8 results, framed."""
+    when = at.strftime("%Y%m%d%H%M%S+0000")
+    rows = [
+        f"OBX|{n}|NM|{code}^Some result^LN||{value}|{unit}|||||F"
+        for n, (code, value, unit) in enumerate(VITALS, 1)
+    ]
+    lines = [
+        f"MSH|^~\\&|MONITOR|NORTH|WARDCAST||{when}||ORU^R01^ORU_R01|{control}|P|2.5",
+        f"PID|1||P{patient}^^^NORTH^MR||Invented^Person||19550214|F",
+        f"PV1|1|I|ICU^{patient}^1" + "|" * 16 + f"V{patient}",
+        f"OBR|1||O{control}|PANEL^Vital signs^L|||{when}",
+        *rows,
+    ]
+    return b"\x0b" + ("\r".join(lines) + "\r").encode() + b"\x1c\r"
+
+
+def admission(patient: int) -> bytes:
+    """Into intensive care, framed."""
+    when = STAY.strftime("%Y%m%d%H%M%S+0000")
+    lines = [
+        f"MSH|^~\\&|ADT|NORTH|WARDCAST||{when}||ADT^A01^ADT_A01|A{patient}|P|2.5", f"EVN|A01|{when}",
+        f"PID|1||P{patient}^^^NORTH^MR||Invented^Person||19550214|F",
+        f"PV1|1|I|ICU^{patient}^1" + "|" * 16 + f"V{patient}" + "|" * 25 + when,
+    ]  # fmt: skip
+    return b"\x0b" + ("\r".join(lines) + "\r").encode() + b"\x1c\r"
+
+
+@contextmanager
+def listener(code: str, folder: Path, name: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A server in a process of its own: its port, and the process."""
+    command = [sys.executable, "-c", textwrap.dedent(code), str(folder / name)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline()), process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+async def _send(port: int, k: int, until: float, times: list[float]) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    n = 0
+    while (begun := time.perf_counter()) < until:
+        at = STAY + timedelta(seconds=n)
+        writer.write(oru(f"{k}-{n}", k, at))
+        said = await reader.readuntil(b"\x1c\r")
+        if b"MSA|AA|" not in said:
+            raise AssertionError("a message was not taken")
+        times.append(time.perf_counter() - begun)
+        n += 1
+    writer.close()
+
+
+def flood(port: int, seconds: float) -> tuple[float, list[float]]:
+    """Messages a second over all connections, and the seconds to each answer."""
+    times: list[float] = []
+
+    async def all_of_them() -> None:
+        until = time.perf_counter() + seconds
+        await asyncio.gather(*(_send(port, k, until, times) for k in range(CONNECTIONS)))
+
+    begun = time.perf_counter()
+    asyncio.run(all_of_them())
+    return len(times) / (time.perf_counter() - begun), times
+
+
+def syncs(folder: Path, seconds: float = 2.0) -> float:
+    """Synchronised writes a second, one after the other."""
+    with (folder / "syncs").open("wb") as file:
+        begun, n = time.perf_counter(), 0
+        while time.perf_counter() - begun < seconds:
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fdatasync(file.fileno())
+            n += 1
+        return n / (time.perf_counter() - begun)
+
+
+def bench() -> Iterator[dict[str, Any]]:
+    """Rates and latencies, then the killing."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("WARDCAST_VAR")) as name:
+        folder = Path(name)
+        alone = syncs(folder)
+        yield {"name": "fsync_rate", "value": alone, "unit": "1/s"}
+        theirs = _python_hl7(folder)
+        with listener(ALONE, folder, "log.db") as (port, _):
+            rate, times = flood(port, SECONDS)
+        yield {"name": "mllp_messages", "value": rate, "unit": "1/s", "goal": ">= 1000"}
+        yield {"name": "mllp_messages_a_sync", "value": rate / alone, "unit": "1"}
+        yield {"name": "mllp_ack_p50", "value": float(np.quantile(times, 0.5)) * 1e3, "unit": "ms"}
+        yield {
+            "name": "mllp_ack_p99", "value": float(np.quantile(times, 0.99)) * 1e3, "unit": "ms", "goal": "<= 100",
+        }  # fmt: skip
+        if theirs is None:
+            yield {
+                "name": "python_hl7_messages",
+                "value": None,
+                "unit": "1/s",
+                "reason": "hl7 is not installed",
+            }
+        else:
+            yield {"name": "python_hl7_messages", "value": theirs, "unit": "1/s"}
+        yield from _whole(folder)
+        yield from _killed(folder)
+
+
+def _python_hl7(folder: Path) -> float | None:
+    """The same messages to python-hl7's own server, which stores them in SQLite."""
+    if importlib.util.find_spec("hl7") is None:
+        return None
+    with listener(PYTHON_HL7, folder, "theirs.db") as (port, _):
+        return flood(port, min(SECONDS, 10.0))[0]
+
+
+def _whole(folder: Path) -> Iterator[dict[str, Any]]:
+    """The command as it is run, which reads the log into the store and scores while more comes in."""
+    from serving.settings import Settings
+    from serving.store import messages
+    from serving.store.messages import MessageLog
+    from serving.store.store import Store
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    env = {"WARDCAST_VAR": str(folder / "var"), "WARDCAST_MLLP_PORT": str(port)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "mllp"], cwd=ROOT, env=os.environ | env, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            sock.sendall(b"".join(admission(k) for k in range(CONNECTIONS)))
+            held = b""
+            while held.count(b"\x1c\r") < CONNECTIONS:
+                held += sock.recv(65_536)
+        begun = time.perf_counter()
+        rate, times = flood(port, SECONDS)
+        yield {"name": "mllp_messages_while_scoring", "value": rate, "unit": "1/s"}
+        p99 = float(np.quantile(times, 0.99)) * 1e3
+        yield {"name": "mllp_ack_p99_while_scoring", "value": p99, "unit": "ms"}
+        settings = Settings.from_env(env)
+        store = Store.open(settings.store_url, settings.store_key)
+        log = MessageLog.open(settings.store_url, settings.store_key)
+        applied = 0
+        while time.perf_counter() - begun < SECONDS + 30:
+            with store.read() as connection:
+                applied = messages.applied_up_to(connection)
+            if not log.pending(applied, 1):
+                break
+            time.sleep(0.2)
+        yield {"name": "messages_applied", "value": applied / (time.perf_counter() - begun), "unit": "1/s"}
+        log.close()
+        store.close()
+    finally:
+        process.terminate()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _killed(folder: Path) -> Iterator[dict[str, Any]]:
+    """Kill the listener at random moments; what was acknowledged must be there, once."""
+    from serving.store.messages import MessageLog
+
+    rng, taken = random.Random(7), []
+    for k in range(KILLS):
+        with listener(ALONE, folder, "killed.db") as (port, process):
+            timer = threading.Timer(rng.uniform(0.02, 0.3), process.kill)
+            timer.start()
+            taken += _until_killed(port, k * 1_000_000)
+            timer.cancel()
+    log = MessageLog.open(f"sqlite:///{folder / 'killed.db'}", "ab" * 32)
+    kept = [m.body for m in log.pending(0, 10_000_000)]
+    log.close()
+    lost = {oru(str(n), 1, STAY).strip(b"\x0b\x1c\r") for n in taken} - {body.strip(b"\r") for body in kept}
+    yield {"name": f"lost_in_{KILLS}_kills_of_{len(taken)}", "value": len(lost), "unit": "1", "goal": "<= 0"}
+    yield {"name": "doubled_in_kills", "value": len(kept) - len(set(kept)), "unit": "1", "goal": "<= 0"}
+
+
+def _until_killed(port: int, first: int) -> list[int]:
+    taken: list[int] = []
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+            for n in range(first, first + 1_000_000):
+                sock.sendall(oru(str(n), 1, STAY))
+                said = b""
+                while not said.endswith(b"\x1c\r"):
+                    data = sock.recv(4096)
+                    if not data:
+                        return taken
+                    said += data
+                taken.append(n)
+    except OSError:
+        pass
+    return taken
