@@ -303,6 +303,16 @@ def test_the_order_of_rows_of_events_and_of_columns_changes_nothing(world: World
 
 @given(worlds)
 @settings(max_examples=30)
+def test_a_window_that_looks_no_further_than_it_must_gives_the_same_alone(world: World) -> None:
+    whole, flat = made(world), flatten(table(world.facts), CONCEPTS)
+    for k, w in enumerate(WINDOWS):
+        if w.statistic in ("last", "hours_since_last", "delta"):
+            rows = [build(flat, rows_of([row]), [w], world.step) for row in world.asked[:4]]
+            same(np.vstack(rows)[:, 0], whole[:4, k], w.name)
+
+
+@given(worlds)
+@settings(max_examples=30)
 def test_the_number_of_threads_changes_nothing(world: World) -> None:
     world = world._replace(asked=world.asked * 3)
     whole = made(world)
