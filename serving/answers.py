@@ -83,6 +83,13 @@ def too_many_events(found: int, limit: int, field: str = "events") -> Refusal:
     )
 
 
+def not_signed_in() -> Refusal:
+    """Nobody we know is calling. The same words whatever is wrong, so that nobody learns how near they came."""
+    return Refusal(
+        401, "not_signed_in", "This needs a token.", "Send Authorization: Bearer, or open /sign-in."
+    )
+
+
 def too_large(limit: int) -> Refusal:
     """More bytes than one call may carry."""
     return Refusal(

@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 import traceback
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -18,9 +19,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.answers import Refusal, too_large
+from serving.answers import Refusal, not_signed_in, too_large
 from serving.context import current_caller, nonce, request_id
-from serving.security.identity import CDS, Caller, session_caller
+from serving.security.clients import spend
+from serving.security.identity import CDS, Caller, Token, session_caller
 from serving.state import Wardcast, wall_us
 from serving.store import audit
 
@@ -72,9 +74,7 @@ class Guard:
 
         try:
             takes_time = _cookie(scope) or scope["path"].startswith(CDS)
-            caller = (
-                await to_thread.run_sync(self._identify, scope) if takes_time else self._identify(scope)
-            )
+            caller = await to_thread.run_sync(self._identify, scope) if takes_time else self._identify(scope)
             denied = self._denial(scope, caller)
             if denied is not None:
                 await to_thread.run_sync(self._audit_denial, scope, caller, denied)
@@ -84,6 +84,8 @@ class Guard:
             current_caller.set(caller)
             body = await _read(receive, scope, self._state.settings.max_body_bytes)
             await self._app(scope, body, watch)
+            if caller is not None and caller.token is not None:
+                await to_thread.run_sync(self._settle, scope, caller, caller.token)
         except Refusal as refusal:
             await refusal.answer()(scope, receive, watch)
         except Exception as error:  # the last stop: whatever it is, no detail of it may leave
@@ -107,16 +109,24 @@ class Guard:
         path = scope["path"]
         if not path.startswith(CDS) or path in OPEN:
             return None
-        return self._state.cds.caller(token, path, self._state.store)
+        return self._state.cds.caller(token, path)
+
+    def _settle(self, scope: Scope, caller: Caller, token: Token) -> None:
+        """Take the token of a request that was refused, which was its one request; note a second one."""
+        if token.replayed:
+            self._audit_denial(scope, None, not_signed_in())
+        if token.spent:
+            return
+        with suppress(Refusal), self._state.store.write() as connection:
+            if not spend(connection, caller, wall_us()):
+                raise not_signed_in()
 
     def _denial(self, scope: Scope, caller: Caller | None) -> Refusal | None:
         path = scope["path"]
         if path in OPEN:
             return None
         if caller is None:
-            return Refusal(
-                401, "not_signed_in", "This needs a token.", "Send Authorization: Bearer, or open /sign-in."
-            )
+            return not_signed_in()
         if not caller.may(path):
             return Refusal(
                 403, "role_not_allowed", f"A {caller.role} may not do this.", "Use the token of another role."

@@ -69,12 +69,8 @@ def score_stored(
 def current(state: Wardcast, encounter_id: str, now: int, explain: Explain) -> Logged:
     """The score of a present encounter at ``now``; the newest in the log where nothing is new since."""
     with state.store.read() as connection:
-        row = log.newest_predictions(connection, [encounter_id], STORED).get(encounter_id)
-        if (
-            row is not None
-            and row["model_id"] == state.scorer.bundle.model_id
-            and holds(connection, row, now)
-        ):
+        row = held(connection, state, encounter_id, now)
+        if row is not None:
             again = rescore(connection, state.scorer, row, explain)
             return Logged(row["prediction_id"], again, row["page"], row["created_time"])
     return score_stored(state, [encounter_id], now, explain=explain, everyone=True)[0]
@@ -86,12 +82,19 @@ def standing(state: Wardcast, encounter_id: str, now: int) -> dict[str, Any]:
     As :func:`current`, but read from the log: nothing is computed again.
     """
     with state.store.read() as connection:
-        row = log.newest_predictions(connection, [encounter_id], STORED).get(encounter_id)
-        if row and row["model_id"] == state.scorer.bundle.model_id and holds(connection, row, now):
-            return row
+        row = held(connection, state, encounter_id, now)
+    if row is not None:
+        return row
     made = score_stored(state, [encounter_id], now, everyone=True)[0]
     with state.store.read() as connection:
         return log.prediction(connection, made.prediction_id)
+
+
+def held(connection: Connection, state: Wardcast, encounter_id: str, now: int) -> dict[str, Any] | None:
+    """The newest logged prediction of an encounter, where it still stands at ``now``."""
+    row = log.newest_predictions(connection, [encounter_id], STORED).get(encounter_id)
+    stands = row and row["model_id"] == state.scorer.bundle.model_id and holds(connection, row, now)
+    return row if stands else None
 
 
 def holds(connection: Connection, row: dict[str, Any], now: int) -> bool:

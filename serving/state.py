@@ -17,13 +17,13 @@ from sqlalchemy import Connection, insert, select, update
 
 from features.errors import SpecError
 from models.bundle import Bundle
-from serving.answers import Refusal
+from serving.answers import Refusal, not_signed_in
 from serving.clock import from_us, to_us
 from serving.context import request_id
 from serving.metrics import Metrics
 from serving.render import environment
 from serving.scoring import Scorer
-from serving.security.clients import CdsClients
+from serving.security.clients import CdsClients, spend
 from serving.security.identity import Caller, Credentials
 from serving.settings import Settings
 from serving.store import audit, log
@@ -140,11 +140,13 @@ class Wardcast:
         """Record who did what to whose data. In the deed's own transaction where there is one."""
         caller: Caller = request.state.caller
         act = audit.Act(caller.name, caller.role, action, outcome, encounters, request_id.get())
-        if connection is not None:
-            audit.record(connection, act, wall_us())
+        if connection is None:
+            with self.store.write() as own:
+                self.audit(request, action, encounters, own, outcome)
             return
-        with self.store.write() as own:
-            audit.record(own, act, wall_us())
+        if not spend(connection, caller, wall_us()):
+            raise not_signed_in()
+        audit.record(connection, act, wall_us())
 
     def render(self, template: str, **context: Any) -> str:
         """A page."""

@@ -21,7 +21,7 @@ from serving.interop import chart
 from serving.interop.cards import REASON_SYSTEM, Situation, card, indicator, override_reasons
 from serving.interop.contract import CardFeedback, FeedbackRequest, HookRequest
 from serving.interop.examples import DISCOVERY, FEEDBACK, HOOK
-from serving.rounds import standing
+from serving.rounds import held, standing
 from serving.schemas import ErrorAnswer
 from serving.security.clients import ClientEntry
 from serving.state import Wardcast, of
@@ -125,22 +125,25 @@ def _situation(
     scorer = None if "sepsis" in state.problems else state.scorer
     with state.store.read() as connection:
         found = chart.find(connection, asked, seen, client, scorer, now)
-    if found.encounter is None:
-        return Situation(str(found.problem))
-    who = str(found.encounter["encounter_id"])
-    if facts.has_ended(found.encounter, now):
-        return Situation(ENDED, who)
-    if scorer is None:
-        return Situation(state.problems["sepsis"], who)
-    row = standing(state, who, now)
-    with state.store.read() as connection:
-        newest, waiting = facts.newest_event_times(connection, [who]).get(who), _waits(connection, who)
+        if found.encounter is None:
+            return Situation(str(found.problem))
+        who = str(found.encounter["encounter_id"])
+        if facts.has_ended(found.encounter, now):
+            return Situation(ENDED, who)
+        if scorer is None:
+            return Situation(state.problems["sepsis"], who)
+        row = held(connection, state, who, now)
+        newest, waits = facts.newest_event_times(connection, [who]).get(who), _waits(connection, who)
+    if row is None:  # a score is made, and may raise an alert
+        row = standing(state, who, now)
+        with state.store.read() as connection:
+            waits = _waits(connection, who)
     missing: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     if row["status"] != SCORED:
         missing = scorer.missing(np.frombuffer(row["features"], dtype="<f4"))
         unknown = scorer.unknown(found.encounter, now)
-    return Situation(row["status"], who, row, waiting, newest, missing, unknown)
+    return Situation(row["status"], who, row, waits, newest, missing, unknown)
 
 
 def _waits(connection: Connection, encounter_id: str) -> bool:

@@ -19,7 +19,7 @@ from serving.interop.contract import HookRequest
 from serving.schemas import FieldProblem
 from serving.scoring import Scorer
 from serving.security.clients import ClientEntry
-from serving.store import facts
+from serving.store import facts, people
 
 logger = logging.getLogger("wardcast")
 
@@ -151,14 +151,18 @@ def find(
     """The encounter of ours that a chart is about.
 
     An encounter is known by an identifier of the Encounter or by its FHIR id, whichever was fed in; so is its person.
-    Where the hook names no encounter, it is the one present encounter of the patient.
+    Identities that were merged lead to the one that lives on. Where the hook names no encounter, it is the one present
+    encounter of the patient.
     """
     context = asked.context
-    patients = {*names(seen.get("patient"), client.patient_system if client else None), context.patientId}
+    said = {*names(seen.get("patient"), client.patient_system if client else None), context.patientId}
+    patients = {*said, *people.surviving(connection, "subject", said).values()}
     if context.encounterId is None:
         return _of_patient(facts.of_subjects(connection, patients), scorer, now)
     system = client.encounter_system if client else None
-    known = facts.latest(connection, {*names(seen.get("encounter"), system), context.encounterId})
+    visits = {*names(seen.get("encounter"), system), context.encounterId}
+    same = people.surviving(connection, "encounter", visits)
+    known = facts.latest(connection, {same.get(visit, visit) for visit in visits})
     right = [e for e in known.values() if e["subject_id"] in {*patients, e["encounter_id"]}]
     if not known:
         return Found(None, UNKNOWN)

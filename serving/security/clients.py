@@ -31,13 +31,13 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy import Connection
 
 from features.errors import ConfigError
-from serving.security.identity import Caller
+from serving.security.identity import Caller, Token
 from serving.security.keys import ALGORITHMS, KeySet, from_file, from_url
 from serving.settings import Settings
 from serving.store import cds
-from serving.store.store import Store
 
 logger = logging.getLogger("wardcast")
 
@@ -151,8 +151,10 @@ class CdsClients:
         client = self._by_name.get(caller.name) if caller.role == "cds_client" else None
         return client.about if client else None
 
-    def caller(self, token: str, path: str, store: Store, now: float | None = None) -> Caller | None:
-        """Who signed this token for this endpoint; None where it is not taken. A token is taken once.
+    def caller(self, token: str, path: str, now: float | None = None) -> Caller | None:
+        """Who signed this token for this endpoint; None where it is not taken.
+
+        A token is taken once: :func:`spend` has still to see whether this is the first time.
 
         Parameters
         ----------
@@ -162,11 +164,13 @@ class CdsClients:
         moment = time.time() if now is None else now
         try:
             client, claims = self.verify(token, path, moment)
-            self._spend(client, claims, store, moment)
         except Denied as denied:
             logger.warning("cds denied=%s", denied)
             return None
-        return Caller(client.about.name, "cds_client")
+        name = hashlib.sha256(json.dumps([client.about.iss, claims["jti"]]).encode()).hexdigest()
+        return Caller(
+            client.about.name, "cds_client", token=Token(name, int((claims["exp"] + LEEWAY_S) * 1e6))
+        )
 
     def verify(self, token: str, path: str, now: float) -> tuple[Client, Mapping[str, Any]]:
         """Whose token this is, and its claims.
@@ -215,12 +219,21 @@ class CdsClients:
         if not isinstance(claims.get("jti"), str) or not 1 <= len(claims["jti"]) <= 256:
             raise Denied("jti")
 
-    def _spend(self, client: Client, claims: Mapping[str, Any], store: Store, now: float) -> None:
-        name = hashlib.sha256(json.dumps([client.about.iss, claims["jti"]]).encode()).hexdigest()
-        gone = int((claims["exp"] + LEEWAY_S) * 1e6)
-        with store.write() as connection:
-            if not cds.spend(connection, name, gone, int(now * 1e6)):
-                raise Denied("replayed")
+
+def spend(connection: Connection, caller: Caller, now: int) -> bool:
+    """Take a caller's token, where it has one that is good for one request; False where it was taken before.
+
+    In the deed's own transaction, which must not go on where it is False: what was done and its token stand together.
+    """
+    token = caller.token
+    if token is None or token.spent:
+        return True
+    token.spent = True
+    if cds.spend(connection, token.token_hash, token.expires, now):
+        return True
+    token.replayed = True
+    logger.warning("cds denied=replayed")
+    return False
 
 
 def _is_instant(value: object) -> bool:

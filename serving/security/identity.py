@@ -33,13 +33,24 @@ IDLE_US: Final = 30 * MINUTE_US
 LONGEST_US: Final = 12 * 60 * MINUTE_US
 
 
+@dataclass(slots=True)
+class Token:
+    """A token that is good for one request: its hash, when it ends (microseconds), whether it was used, or before."""
+
+    token_hash: str
+    expires: int
+    spent: bool = False
+    replayed: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Someone we know, by token or by session."""
+    """Someone we know, by token or by session. ``token`` is one that the deed, or its refusal, still has to spend."""
 
     name: str
     role: Role
     session: bool = False
+    token: Token | None = None
 
     def may(self, path: str) -> bool:
         """Whether this role may use a path at all."""

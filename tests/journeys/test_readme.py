@@ -81,7 +81,10 @@ def test_the_curl_examples_do_what_they_say(service: tuple[Path, str]) -> None:
         done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         answers.append(json.loads(done.stdout))
-    told, risk, score = answers
+    told, risk, score, *others = answers
+    assert [a["entry"][0]["resource"]["resourceType"] for a in others if a.get("entry")][:1] == [
+        "RiskAssessment"
+    ]
     assert {v["verdict"] for v in [*told["encounters"], *told["events"]]} == {"accepted"}, told
     assert told["counts"]["set_aside"] == 0, told
     assert told["scored"] == 1, told

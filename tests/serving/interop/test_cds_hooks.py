@@ -374,6 +374,19 @@ def test_identifiers_of_one_system_only_where_the_site_says_so(make_ehr: Any, pa
     assert "nothing has been received" in the_card(ehr.open_chart("fhir-9"))["summary"]
 
 
+def test_merged_identities_lead_to_the_one_that_lives_on(septic: Any):
+    from serving.store import people
+
+    septic.fhir.resources["Patient/old"] = {"resourceType": "Patient", "id": "old"}
+    septic.fhir.resources["Encounter/gone"] = {"resourceType": "Encounter", "id": "gone"}
+    assert "nothing has been received" in the_card(septic.open_chart("gone", "old"))["summary"]
+    with septic.service.state.store.write() as connection:
+        people.add_merge(connection, "subject", "old", "person of enc-1", 0)
+        people.add_merge(connection, "encounter", "gone", "enc-1", 0)
+    assert the_card(septic.open_chart("gone", "old"))["indicator"] == "critical"
+    assert the_card(septic.open_chart(None, "old"))["indicator"] == "critical"
+
+
 def test_another_patients_encounter_is_not_shown(septic: Any, patient: Any):
     septic.knows(patient("enc-2"), patient="pat-2", encounter="enc-2")
     card = the_card(septic.open_chart("enc-1", "pat-2"))

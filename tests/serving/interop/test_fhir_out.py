@@ -193,6 +193,18 @@ def test_without_a_model_what_was_said_can_still_be_read(make_service: Any, pati
     assert found["prediction"][0]["qualitativeRisk"]["text"] == "at or above the threshold of its model"
 
 
+@pytest.mark.parametrize(("name", "status"), [("vera", 200), ("engine", 200), ("ada", 200), ("nobody", 401)])
+def test_whoever_may_read_may_search(make_service: Any, tmp_path: Path, name: str, status: int):
+    from serving.security.identity import hashed
+
+    roles = {"vera": "viewer", "engine": "integrator", "ada": "admin"}
+    (tmp_path / "tokens").write_text("\n".join(f"{n},{r},{hashed(n)}" for n, r in roles.items()))
+    client = make_service(TOKENS_FILE=str(tmp_path / "tokens")).client
+    for kind in ("RiskAssessment", "Observation", "Flag"):
+        answer = client.get(f"/fhir/{kind}?encounter=E", headers={"Authorization": f"Bearer {name}"})
+        assert answer.status_code == status
+
+
 def test_the_capability_statement_is_open_and_tells_what_is_there(service: Any):
     answer = service.client.get("/fhir/metadata")
     assert answer.status_code == 200
