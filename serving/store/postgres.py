@@ -27,7 +27,11 @@ smaller ``seq`` may appear afterwards, as it would where two transactions draw n
 commits first. A writer whose machine has vanished keeps the others waiting for a minute, and not for the hours that TCP
 takes to notice.
 """
-CONNECTION: Final[Mapping[str, str]] = {"connect_timeout": "10", "application_name": "wardcast"}
+CONNECTION: Final[Mapping[str, str]] = {
+    "connect_timeout": "10",
+    "application_name": "wardcast",
+    "client_encoding": "utf8",
+}
 SESSION: Final[Mapping[str, str]] = {
     "lock_timeout": "15s",
     "extra_float_digits": "1",  # doubles come back to the bit, whatever the role's default is
@@ -36,6 +40,9 @@ SESSION: Final[Mapping[str, str]] = {
 DURABLE: Final = (
     "select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'"
 )
+NUL_KEPT_AS: Final = "\ufdd0"
+"""PostgreSQL cannot keep a NUL in a text, and an HL7 message may have one anywhere. Unicode reserves this code point
+for such use inside a program; it becomes a NUL again on reading."""
 FORM: Final = "postgresql+psycopg://user@host:5432/database"
 READING: Final[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 """One snapshot for all statements of a reading transaction. Writers stay at READ COMMITTED: their snapshots are then
@@ -150,11 +157,31 @@ def _is_here(host: str) -> bool:
 
 
 def _settle_session(connection: Any, _record: object) -> None:
+    _keep_nul(connection.adapters)
     with connection.cursor() as cursor:
         for name, value in SESSION.items():
             cursor.execute("select set_config(%s, %s, false)", (name, value))
         cursor.execute(DURABLE)
     connection.commit()
+
+
+def _keep_nul(adapters: Any) -> None:
+    """Have texts written and read with :data:`NUL_KEPT_AS` in the place of NUL."""
+    from psycopg.adapt import Loader
+    from psycopg.types.string import StrDumperUnknown
+
+    class Written(StrDumperUnknown):
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.replace("\0", NUL_KEPT_AS) if "\0" in obj else obj)
+
+    class Read(Loader):
+        def load(self, data: Any) -> Any:
+            text = str(data, "utf-8")
+            return text.replace(NUL_KEPT_AS, "\0") if NUL_KEPT_AS in text else text
+
+    adapters.register_dumper(str, Written)
+    for kind in ("text", "varchar"):
+        adapters.register_loader(kind, Read)
 
 
 def _notice_loss(context: ExceptionContext) -> None:

@@ -176,7 +176,7 @@ def test_a_naive_instant_is_refused(service: Any, patient: Any):
 
 
 def test_a_character_that_a_store_cannot_keep_is_refused_before_it_gets_there(service: Any, patient: Any):
-    """PostgreSQL knows no NUL in texts, and SQLite shows them cut off."""
+    """PostgreSQL knows no NUL in texts, and the tools of SQLite show them cut off."""
     who = patient().rounds(range(2))
     service.send(who.news(1))
     for field in ("text", "unit", "source_id", "code"):
@@ -196,6 +196,18 @@ def test_a_character_that_a_store_cannot_keep_is_refused_before_it_gets_there(se
     for path in ("/v1/risk", "/v1/alerts", "/patient"):
         assert service.get(path, encounter="a\x00b").status_code == 422
     assert service.get("/v1/risk", encounter="Łukasz 日本 😀").status_code == 404
+
+
+def test_texts_come_back_as_they_were(service: Any):
+    """Also what no contract lets in, but a message of another format may have."""
+    told = "a\x00b 'quoted' \\ %s {0} Łukasz 日本 😀 \x7f\t\n"
+    with service.state.store.write() as connection:
+        for k in range(8):  # often enough for a statement to be prepared
+            audit.record(connection, audit.Act(told, "admin", f"{told}{k}", "done", [told]), k)
+    with service.state.store.read() as connection:
+        found = connection.execute(select(audit_table.c.action).where(audit_table.c.actor == told)).scalars()
+        assert list(found) == [f"{told}{k}" for k in range(8)]
+    assert service.state.store.verify_audit() is None
 
 
 def edit(connection: Any) -> None:
