@@ -148,6 +148,11 @@ def _say(line: str) -> None:
 
 
 def _fresh_settings(var: Path) -> Settings:
+    if os.environ.get("WARDCAST_STORE_URL", "").strip():
+        raise ConfigError(
+            "The demo fills a store of its own; in yours, simulated patients would lie among the real ones. "
+            "Unset WARDCAST_STORE_URL."
+        )
     if var.exists():
         if not (var / "demo").exists() and any(var.iterdir()):
             raise ConfigError(f"{var} holds something that no demo made. Set WARDCAST_VAR to another folder.")

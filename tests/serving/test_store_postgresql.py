@@ -19,6 +19,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from features.errors import ConfigError
+from serving.demo import run_demo
 from serving.explain import repeat
 from serving.settings import Settings
 from serving.store import facts, postgres
@@ -113,6 +114,13 @@ def test_a_postgresql_store_has_no_key(tmp_path: Path):
     assert not (tmp_path / "key").exists()
     assert "s3cret" not in repr(made)
     assert Settings.from_env(made.environment()) == made
+
+
+def test_the_demo_keeps_out_of_a_store_that_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("WARDCAST_STORE_URL", "postgresql://localhost/wardcast")
+    with pytest.raises(ConfigError, match="Unset WARDCAST_STORE_URL"):
+        run_demo([], var=tmp_path / "demo", days=1, seed=1, keep_running=False)
+    assert not (tmp_path / "demo").exists()
 
 
 def test_who_is_not_let_in_is_told_why(postgres_server: Any, new_database: Callable[..., str]):
