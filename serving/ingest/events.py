@@ -487,7 +487,7 @@ def _stories(connection: Connection, items: Sequence[Item]) -> Stories:
             story = stories.setdefault((encounter_id, r.source_id), Story())
             story.said.add(bytes(r.content_hash))
             if r.reason is None:
-                story.tell(r.concept, r.status, r.available_time, r.available_time != r.received_time)
+                story.tell(r.concept, r.status, r.available_time, r.dated)
     return stories
 
 
@@ -524,6 +524,7 @@ def _rows(judged: Sorted, subjects: Mapping[str, str], now: int) -> list[dict[st
             "raw_unit": item.unit,
             "status": item.status,
             "source_id": item.source_id,
+            "dated": item.dated,
             "content_hash": item.content,
             "concept": None,
             "numeric_value": None,

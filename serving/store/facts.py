@@ -123,7 +123,7 @@ def reports(connection: Connection, encounter_id: str, sources: Iterable[str]) -
     found: list[Row[Any]] = []
     for some in chunks(sources):
         query = select(
-            e.seq, e.source_id, e.content_hash, e.concept, e.status, e.available_time, e.received_time, e.reason
+            e.seq, e.source_id, e.content_hash, e.concept, e.status, e.available_time, e.dated, e.reason
         ).where(e.encounter_id == encounter_id, e.source_id.in_(some))  # fmt: skip
         found.extend(connection.execute(query))
     return sorted(found, key=lambda row: int(row.seq))

@@ -75,6 +75,7 @@ events = Table(
     Column("raw_unit", String),
     Column("status", String, nullable=False),
     Column("source_id", String, nullable=False),
+    Column("dated", Boolean, nullable=False),  # whether the sender said when it became available
     Column("content_hash", LargeBinary, nullable=False, unique=True),
     Column("concept", String),
     Column("numeric_value", Float),

@@ -443,7 +443,8 @@ class Ward:
 
     def values(self, concept: str, who: str = "V1", at: datetime = NINE + timedelta(days=2)) -> list[float]:
         events = self.state.store.events([who], at)
-        newest = events[events["concept"] == concept].groupby("source_id").tail(1)
+        told = events[events["concept"] == concept].sort_values("available_time", kind="stable")
+        newest = told.groupby("source_id").tail(1)
         return [float(v) for v in newest.loc[newest["status"] != "deleted", "numeric_value"]]
 
     def problems(self) -> list[tuple[str, dict[str, int]]]:
@@ -467,6 +468,7 @@ def hours(hour: float) -> int:
     return int((NINE + timedelta(hours=hour)).timestamp() * 1e6)
 
 
+@pytest.mark.both_stores
 def test_admission_and_results_give_a_scored_patient(ward: Ward):
     ward.take(admit(), *(results(f"R{h}", h) for h in range(1, 5)))
     about = ward.encounter()
@@ -574,6 +576,7 @@ def test_merged_patients_are_one_from_then_on(ward: Ward):
         assert people.surviving(connection, "subject", ["P9@NORTH"]) == {"P9@NORTH": "P1@NORTH"}
 
 
+@pytest.mark.both_stores
 def test_merged_visits_bring_their_facts_along(ward: Ward):
     ward.take(admit(), admit("A2", visit="V2"), results("R1", 1, visit=pv1("V2")))
     mrg = message("ADT^A42", "G1", "EVN|A42", pid(), "PV1|1|I|ICU" + "|" * 16 + "V1", "MRG|P1^^^NORTH^MR||||V2",
@@ -591,6 +594,31 @@ def test_a_visit_of_another_patient_is_not_written_into(ward: Ward):
     assert second[1]["encounter_of_another_subject"] == len(VITALS) + 1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order_and_five_of_each_end_as_the_order_in_which_they_were_sent(
+    make_service: Callable[..., Any], tmp_path: Path, seed: int
+):
+    sent = [
+        admit(place="WARD7"), moved("A02", "M1", 1, "ICU"), *(results(f"R{h}", h) for h in (2, 3, 4)),
+        results("C3", 3, rate=130, status="C", at=NINE + timedelta(hours=5)),
+        results("D4", 4, status="D", at=NINE + timedelta(hours=6)),
+        moved("A02", "M2", 6, "WARD8"), moved("A12", "M3", 7, "ICU", was=6),
+    ]  # fmt: skip
+    shuffled = sent * 5
+    random.Random(seed).shuffle(shuffled)
+    ends = []
+    for name, order in (("straight", sent), ("shuffled", shuffled)):
+        ward = Ward(make_service(VAR=str(tmp_path / name)))
+        for body in order:
+            ward.take(body)
+        about = {k: v for k, v in ward.encounter().items() if k not in ("seq", "received_time")}
+        values = {c: sorted(ward.values(c)) for c in ("heart_rate", "lactate", "sbp")}
+        ends.append((about, values, ward.risk()["raw"]))
+        ward.log.close()
+    assert ends[0] == ends[1]
+    assert ends[0][1]["heart_rate"] == [96, 130]
+
+
 def test_drugs_come_in(ward: Ward):
     at = NINE + timedelta(hours=1)
     rde = message(
@@ -606,6 +634,7 @@ def test_drugs_come_in(ward: Ward):
     assert {"antibiotic", "norepinephrine"} <= set(events["concept"])
 
 
+@pytest.mark.both_stores
 def test_what_cannot_be_used_is_kept_counted_and_listed(ward: Ward):
     strange = message(
         "ORU^R01", "S1", pid(), pv1(), f"OBR|1||O9|X|||{hl7(NINE)}", "OBX|1|NM|XY^Thing^L||5|furlong|||||F",
@@ -621,6 +650,7 @@ def test_what_cannot_be_used_is_kept_counted_and_listed(ward: Ward):
         assert identity not in text
 
 
+@pytest.mark.both_stores
 def test_a_message_takes_effect_once_whoever_reads_the_log(ward: Ward):
     ward.take(admit(), results("R1", 1))
     second = Applier(ward.state, ward.log)
