@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
+pytestmark = pytest.mark.both_stores
+
 FEEDBACK = "/cds-services/wardcast-sepsis/feedback"
 VITALS = {"8867-4": (132, "/min"), "8480-6": (92, "mm[Hg]"), "8478-0": (58, "mm[Hg]"), "8310-5": (38.9, "Cel"),
           "9279-1": (28, "/min"), "59408-5": (91, "%")}  # fmt: skip

@@ -374,6 +374,7 @@ def test_identifiers_of_one_system_only_where_the_site_says_so(make_ehr: Any, pa
     assert "nothing has been received" in the_card(ehr.open_chart("fhir-9"))["summary"]
 
 
+@pytest.mark.both_stores
 def test_merged_identities_lead_to_the_one_that_lives_on(septic: Any):
     from serving.store import people
 
@@ -461,6 +462,7 @@ def overridden(
     return {"card": card, "outcome": "overridden", "overrideReason": reason, "outcomeTimestamp": when}
 
 
+@pytest.mark.both_stores
 def test_feedback_is_kept_once_and_counted(septic: Any):
     card = the_card(septic.open_chart())["uuid"]
     said = [
@@ -508,6 +510,7 @@ def test_feedback_that_is_wrong_is_told_where(ehr: Any, change: dict[str, Any], 
     assert any(f["field"].endswith(field) for f in answer.json()["error"]["fields"])
 
 
+@pytest.mark.both_stores
 def test_every_card_and_every_feedback_leaves_an_audit_row(septic: Any):
     card = the_card(septic.open_chart())["uuid"]
     septic.open_chart("nobody")

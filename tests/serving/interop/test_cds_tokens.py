@@ -23,7 +23,7 @@ from sqlalchemy import func, select
 from features.errors import ConfigError
 from serving.security.keys import COOLDOWN_S, KEEP_S, KeySet, read_keys
 from serving.store import cds
-from serving.store.tables import audit, cds_tokens
+from serving.store.tables import audit, cds_cards, cds_tokens
 
 SERVICE = "/cds-services/wardcast-sepsis"
 FEEDBACK = f"{SERVICE}/feedback"
@@ -176,6 +176,7 @@ def test_tokens_of_ours_open_the_service_too(
     assert answer.status_code == status
 
 
+@pytest.mark.both_stores
 def test_used_tokens_are_forgotten_once_they_have_expired(service: Any):
     store, minute = service.state.store, 60_000_000
     with store.write() as connection:
@@ -187,6 +188,18 @@ def test_used_tokens_are_forgotten_once_they_have_expired(service: Any):
         assert set(connection.execute(select(cds_tokens.c.token_hash)).scalars()) == {"22", "00"}
 
 
+@pytest.mark.both_stores
+def test_a_token_is_taken_once_and_nothing_is_shown_the_second_time(septic: Any):
+    token = septic.token()
+    answers = [septic.post(septic.request(), token=token).status_code for _ in range(3)]
+    assert answers == [200, 401, 401]
+    with septic.service.state.store.read() as connection:
+        assert connection.execute(select(func.count()).select_from(cds_cards)).scalar() == 1
+        rows = connection.execute(select(audit.c.actor, audit.c.outcome).order_by(audit.c.seq)).all()
+    assert [tuple(r) for r in rows[1:]] == [("ehr", "done"), *[("unknown", "not_signed_in")] * 2]
+
+
+@pytest.mark.both_stores
 def test_a_refused_request_was_the_one_request_of_its_token(septic: Any):
     token = septic.token()
     assert septic.post({"hook": "patient-view"}, token=token).status_code == 422

@@ -110,6 +110,7 @@ def test_an_assessment_says_when_a_value_it_read_was_corrected(service: Any, sta
     assert newest["prediction"][0]["probabilityDecimal"] < before["prediction"][0]["probabilityDecimal"]
 
 
+@pytest.mark.both_stores
 def test_an_assessment_that_read_a_withdrawn_value_is_in_error(service: Any, stay: Any):
     say(service, stay, 6, value=1.1, status="corrected", source_id="lab-1")
     say(service, stay, 7, status="deleted", source_id="lab-1")
@@ -128,6 +129,7 @@ def test_news_that_corrects_nothing_leaves_an_assessment_final(service: Any, sta
     assert [f["status"] for f in found] == ["final", "corrected", "final"]
 
 
+@pytest.mark.both_stores
 def test_an_alert_is_a_flag_until_it_ends(service: Any, stay: Any):
     (flag,) = search(service, "Flag", encounter="enc-1")
     assert (flag["status"], set(flag["period"])) == ("active", {"start"})
@@ -150,6 +152,7 @@ def test_a_provenance_names_model_and_inputs(service: Any, stay: Any):
     assert search(service, "Provenance", target=f"RiskAssessment/{assessment['id']}") == [provenance]
 
 
+@pytest.mark.both_stores
 def test_pages_are_linked_and_complete(service: Any, patient: Any):
     who = patient().rounds(range(8), heart_rate=120)
     for hour in range(8):
