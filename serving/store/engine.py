@@ -32,10 +32,12 @@ class Database:
     Writers of this process queue on a lock, writers of other processes on the database's own; readers never wait.
     """
 
-    def __init__(self, engine: Engine, reading: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, reading: Mapping[str, Any] | None = None, writers: str = "store"
+    ) -> None:
         self._engine = engine
         self._readers = engine.execution_options(**reading or {})
-        self._writers = engine.execution_options(wardcast_write=True)
+        self._writers = engine.execution_options(wardcast_write=writers)
         self._lock = Lock()
 
     @contextmanager
@@ -55,8 +57,14 @@ class Database:
         self._engine.dispose()
 
 
-def open_database(url: str, key: str | None) -> Database:
+def open_database(url: str, key: str | None, writers: str = "store") -> Database:
     """Open a store, and lay its tables out if it is new.
+
+    Parameters
+    ----------
+    writers
+        Writers of one name queue; those of different names, who write to different tables, do not wait for each other
+        where they share a PostgreSQL database.
 
     Raises
     ------
@@ -68,7 +76,7 @@ def open_database(url: str, key: str | None) -> Database:
     if url.startswith("sqlite:///"):
         database = Database(_sqlite(Path(url.removeprefix("sqlite:///")), key))
     elif url.startswith("postgresql"):
-        database = Database(postgres.open_engine(url), postgres.READING)
+        database = Database(postgres.open_engine(url), postgres.READING, writers)
     else:
         raise ConfigError(f"WARDCAST_STORE_URL must be sqlite:///PATH or {postgres.FORM}.")
     try:
@@ -136,5 +144,5 @@ def _sqlite(path: Path, key: str | None) -> Engine:
 
 def _begin(connection: Connection) -> None:
     """Writers take the write lock at once: two of them can then never deadlock on an upgrade."""
-    write = connection.get_execution_options().get("wardcast_write", False)
+    write = "wardcast_write" in connection.get_execution_options()
     connection.exec_driver_sql("begin immediate" if write else "begin")

@@ -86,7 +86,7 @@ class MessageLog:
         ConfigError, DataError
             As :func:`serving.store.engine.open_database`.
         """
-        return cls(open_database(log_url(url), key))
+        return cls(open_database(log_url(url), key, writers="messages"))
 
     def close(self) -> None:
         """Give the connections back."""

@@ -18,9 +18,9 @@ from features.errors import ConfigError
 
 BEGIN_WRITING: Final = (
     "select set_config('idle_in_transaction_session_timeout', '60s', true), "
-    "pg_advisory_xact_lock(hashtext('wardcast'), hashtext(current_schema()))"
+    "pg_advisory_xact_lock(hashtext('wardcast ' || %(writers)s), hashtext(current_schema()))"
 )
-"""One writer at a time among all processes of a store, until its transaction ends.
+"""One writer of a name at a time among all processes of a store, until its transaction ends.
 
 Row locks would not do. A score says up to which ``seq`` it read, and is made again by reading up to there: so no
 smaller ``seq`` may appear afterwards, as it would where two transactions draw numbers side by side and the later one
@@ -84,13 +84,14 @@ def open_engine(url: str) -> Engine:
 
 
 def check(connection: Connection) -> None:
-    """Find out whether the database can hold what we are told.
+    """Find out whether the database can hold what we are told, and be the only one who lays it out.
 
     Raises
     ------
     ConfigError
         Its encoding cannot write every name.
     """
+    connection.exec_driver_sql(BEGIN_WRITING, {"writers": "layout"})
     encoding = connection.exec_driver_sql("show server_encoding").scalar()
     if encoding != "UTF8":
         raise ConfigError(
@@ -191,5 +192,6 @@ def _notice_loss(context: ExceptionContext) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    if connection.get_execution_options().get("wardcast_write", False):
-        connection.exec_driver_sql(BEGIN_WRITING)
+    writers = connection.get_execution_options().get("wardcast_write")
+    if writers is not None:
+        connection.exec_driver_sql(BEGIN_WRITING, {"writers": writers})

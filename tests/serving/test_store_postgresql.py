@@ -24,6 +24,7 @@ from serving.explain import repeat
 from serving.settings import Settings
 from serving.store import facts, postgres
 from serving.store.engine import Database
+from serving.store.messages import Arrival, MessageLog
 from serving.store.store import Store
 from serving.store.tables import events
 
@@ -211,6 +212,16 @@ def test_whoever_waits_too_long_to_write_gives_up(service: Any, monkeypatch: pyt
 
 
 @on_postgresql
+def test_who_writes_facts_keeps_no_sender_of_messages_waiting(service: Any):
+    messages = MessageLog.open(service.settings.store_url, None)
+    with service.state.store.write() as connection:
+        connection.execute(events.delete())
+        messages.add([Arrival(("LAB", "NORTH", "M1"), b"MSH|^~\\&|LAB|NORTH")], 0)
+    assert [found.body for found in messages.pending(0, 10)] == [b"MSH|^~\\&|LAB|NORTH"]
+    messages.close()
+
+
+@on_postgresql
 def test_a_writer_that_has_vanished_is_cut_off(service: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(postgres, "BEGIN_WRITING", postgres.BEGIN_WRITING.replace("60s", "200ms"))
     vanished, other = (Store.open(service.settings.store_url, None) for _ in range(2))
@@ -241,6 +252,7 @@ def test_stores_that_are_opened_at_once_are_laid_out_once(store_of: Callable[[Pa
 
     def open_one() -> None:
         try:
+            MessageLog.open(url, None).close()
             opened.append(Store.open(url, None))
         except Exception as error:
             wrong.append(error)
