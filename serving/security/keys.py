@@ -130,16 +130,25 @@ class KeySet:
 
     def find(self, kid: str, algorithm: str, now: float) -> Any | None:
         """The key of this name for this algorithm; None where the client has none. ``now`` in seconds."""
-        with self._lock:
-            stale, unknown = now >= self._until, (kid, algorithm) not in self._keys
-            if (stale or unknown) and now - self._tried >= COOLDOWN_S:
-                self._again(now)
-            return self._keys.get((kid, algorithm))
+        found = self._keys.get((kid, algorithm))
+        due = found is None or now >= self._until
+        # Whoever has a key goes on with it while one caller asks anew; who has none waits for the answer.
+        if due and self._may_ask(now) and self._lock.acquire(blocking=found is None):
+            try:
+                if self._may_ask(now):
+                    self._again(now)
+            finally:
+                self._lock.release()
+            found = self._keys.get((kid, algorithm))
+        return found
+
+    def _may_ask(self, now: float) -> bool:
+        return now - self._tried >= COOLDOWN_S
 
     def _again(self, now: float) -> None:
-        self._tried = now
         try:
             self._keys, kept = self._source()
             self._until = now + kept
         except Exception as error:  # whatever is wrong over there, the keys we have stay good
             logger.warning("cds problem=keys_unavailable kind=%s", type(error).__name__)
+        self._tried = now

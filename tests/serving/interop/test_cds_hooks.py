@@ -527,8 +527,11 @@ def test_every_card_and_every_feedback_leaves_an_audit_row(septic: Any):
 
 
 def test_nothing_of_a_patient_or_a_token_is_logged(septic: Any, caplog: pytest.LogCaptureFixture, capfd: Any):
+    caplog.set_level("DEBUG")
     token = septic.token()
     septic.post(by_server(septic), token=token)
+    septic.fhir.answer = (500, {}, b"")
+    septic.post(by_server(septic))
     septic.post(septic.request(), token=token)
     septic.post(septic.request("nobody"))
     said = caplog.text + "".join(capfd.readouterr()) + septic.service.get("/metrics").text

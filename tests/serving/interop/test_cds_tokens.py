@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -266,6 +267,28 @@ def test_known_clients_are_served_while_the_provider_is_down():
     assert keys.find("a", "ES384", 0) == "key a"
     provider.down = True
     assert all(keys.find("a", "ES384", hour * 3600) == "key a" for hour in range(1, 25))
+
+
+def test_one_caller_waits_for_a_slow_provider_and_the_others_do_not():
+    asked, answer = threading.Event(), threading.Event()
+    provider = Provider()
+    keys = KeySet(provider)
+    assert keys.find("a", "ES384", 0) == "key a"
+
+    def slow() -> tuple[dict[tuple[str, str], Any], float]:
+        asked.set()
+        answer.wait(10)
+        raise OSError("down")
+
+    keys._source = slow
+    later = 2 * KEEP_S
+    waiting = threading.Thread(target=keys.find, args=("a", "ES384", later))
+    waiting.start()
+    assert asked.wait(10)
+    assert keys.find("a", "ES384", later) == "key a"
+    answer.set()
+    waiting.join(10)
+    assert not waiting.is_alive()
 
 
 def test_a_flood_of_unknown_keys_asks_once_in_a_while():
