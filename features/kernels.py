@@ -680,80 +680,119 @@ AT_LEAST, AT_MOST, ABOVE, BELOW, EQUAL = range(5)
 
 @compiled
 def appraise(rows: Ints, marks: Marks, first: int, out: Singles, extra: Singles) -> None:
-    """Write ratios, then scores, into the columns of ``out`` from ``first`` on, for some rows."""
+    """Write ratios, then scores, into the columns of ``out`` from ``first`` on, for some rows; column by column."""
     n_ratios = marks.ratio.shape[0]
-    for r in rows:
-        for k in range(n_ratios):
-            over, under = (
-                _cell(r, marks.ratio[k, 0], first, out, extra),
-                _cell(r, marks.ratio[k, 1], first, out, extra),
-            )
-            out[r, first + k] = over / under if under != 0 else np.float32(np.nan)
-        for s in range(marks.partial.size):
-            total, present = np.float32(0), 0
-            parts = marks.part_start[s + 1] - marks.part_start[s]
-            for p in range(marks.part_start[s], marks.part_start[s + 1]):
-                points = _part(r, p, marks, first, out, extra)
-                if not np.isnan(points):
-                    total += points
-                    present += 1
-            known = present > 0 if marks.partial[s] else present == parts
-            out[r, first + n_ratios + s] = total if known else np.float32(np.nan)
+    value, other = np.empty(rows.size, np.float32), np.empty(rows.size, np.float32)
+    found, total = np.empty(rows.size, np.float32), np.empty(rows.size, np.float32)
+    holds, met, present = (
+        np.empty(rows.size, np.bool_),
+        np.empty(rows.size, np.bool_),
+        np.empty(rows.size, np.int64),
+    )
+    for k in range(n_ratios):
+        _fetch(rows, marks.ratio[k, 0], first, out, extra, value)
+        _fetch(rows, marks.ratio[k, 1], first, out, extra, other)
+        _divide(value, other)
+        for i in range(rows.size):
+            out[rows[i], first + k] = value[i]
+    for s in range(marks.partial.size):
+        total[:], present[:] = 0, 0
+        for p in range(marks.part_start[s], marks.part_start[s + 1]):
+            found[:] = np.nan
+            for k in range(marks.component_start[p], marks.component_start[p + 1]):
+                _combine(rows, k, marks, first, out, extra, value, other)
+                _holds(rows, k, marks, first, out, extra, other, met, holds)
+                band, stop = marks.band_start[k], marks.band_start[k + 1]
+                _grade(value, holds, marks.band[band:stop], marks.points[band:stop], marks.worst[p], found)
+            for i in range(rows.size):
+                if not np.isnan(found[i]):
+                    total[i] += found[i]
+                    present[i] += 1
+        wanted = np.int64(1) if marks.partial[s] else marks.part_start[s + 1] - marks.part_start[s]
+        for i in range(rows.size):
+            out[rows[i], first + n_ratios + s] = total[i] if present[i] >= wanted else np.float32(np.nan)
 
 
-@compiled
-def _cell(r: Whole, column: Whole, first: int, out: Singles, extra: Singles) -> Any:
-    """A finished window of a row."""
-    return out[r, column] if column < first else extra[r, column - first]
+@inlined
+def _fetch(rows: Ints, column: Whole, first: Whole, out: Singles, extra: Singles, into: Singles) -> None:
+    """A finished window at some rows."""
+    if column < first:
+        for i in range(rows.size):
+            into[i] = out[rows[i], column]
+    else:
+        for i in range(rows.size):
+            into[i] = extra[rows[i], column - first]
 
 
-@compiled
-def _part(r: Whole, p: Whole, marks: Marks, first: int, out: Singles, extra: Singles) -> Any:
-    """Points of one part of a score, NaN where it is missing."""
-    found = np.float32(np.nan)
-    for k in range(marks.component_start[p], marks.component_start[p + 1]):
-        points = _component(r, k, marks, first, out, extra)
-        if np.isnan(found) or (marks.worst[p] and points > found):
-            found = points
-    return found
+@inlined
+def _divide(value: Singles, other: Singles) -> None:
+    """Quotients in place of ``value``, missing where the denominator is 0."""
+    for i in range(value.size):
+        value[i] = value[i] / other[i] if other[i] != 0 else np.float32(np.nan)
 
 
-@compiled
-def _component(r: Whole, k: Whole, marks: Marks, first: int, out: Singles, extra: Singles) -> Any:
-    """Points of one quantity by its band, NaN where it is missing or no group of its conditions holds."""
-    start, stop = marks.operand_start[k], marks.operand_start[k + 1]
-    value = _cell(r, marks.operand[start], first, out, extra)
-    for o in range(start + 1, stop):
-        other = _cell(r, marks.operand[o], first, out, extra)
-        if not marks.quotient[k]:
-            value = value + other
-        elif other != 0:
-            value = value / other
+@inlined
+def _combine(
+    rows: Ints,
+    k: Whole,
+    marks: Marks,
+    first: Whole,
+    out: Singles,
+    extra: Singles,
+    value: Singles,
+    other: Singles,
+) -> None:
+    """What a component reads: one window, a quotient or a sum."""
+    start = marks.operand_start[k]
+    _fetch(rows, marks.operand[start], first, out, extra, value)
+    for o in range(start + 1, marks.operand_start[k + 1]):
+        _fetch(rows, marks.operand[o], first, out, extra, other)
+        if marks.quotient[k]:
+            _divide(value, other)
         else:
-            value = np.float32(np.nan)
-    if np.isnan(value) or not _holds(r, k, marks, first, out, extra):
-        return np.float32(np.nan)
-    band = marks.band_start[k]
-    while band + 1 < marks.band_start[k + 1] and marks.band[band + 1] <= value:
-        band += 1
-    return marks.points[band]
+            value += other
 
 
-@compiled
-def _holds(r: Whole, k: Whole, marks: Marks, first: int, out: Singles, extra: Singles) -> bool:
-    """Whether all conditions of one of a component's groups are met, or it has none. A missing value meets none."""
+@inlined
+def _holds(
+    rows: Ints,
+    k: Whole,
+    marks: Marks,
+    first: Whole,
+    out: Singles,
+    extra: Singles,
+    value: Singles,
+    met: npt.NDArray[np.bool_],
+    holds: npt.NDArray[np.bool_],
+) -> None:
+    """Where all conditions of one of a component's groups are met, or it has none. A missing value meets none."""
+    holds[:] = marks.either_start[k] == marks.either_start[k + 1]
     for either in range(marks.either_start[k], marks.either_start[k + 1]):
-        met = True
+        met[:] = True
         for c in range(marks.condition_start[either], marks.condition_start[either + 1]):
-            value, limit = _cell(r, marks.condition_column[c], first, out, extra), marks.condition_value[c]
-            relation = marks.condition_relation[c]
-            met = met and (
-                (relation == AT_LEAST and value >= limit)
-                or (relation == AT_MOST and value <= limit)
-                or (relation == ABOVE and value > limit)
-                or (relation == BELOW and value < limit)
-                or (relation == EQUAL and value == limit)
-            )
-        if met:
-            return True
-    return bool(marks.either_start[k] == marks.either_start[k + 1])
+            _fetch(rows, marks.condition_column[c], first, out, extra, value)
+            relation, limit = marks.condition_relation[c], marks.condition_value[c]
+            for i in range(rows.size):
+                met[i] = met[i] and (
+                    (relation == AT_LEAST and value[i] >= limit)
+                    or (relation == AT_MOST and value[i] <= limit)
+                    or (relation == ABOVE and value[i] > limit)
+                    or (relation == BELOW and value[i] < limit)
+                    or (relation == EQUAL and value[i] == limit)
+                )
+        for i in range(rows.size):
+            holds[i] = holds[i] or met[i]
+
+
+@inlined
+def _grade(
+    value: Singles, holds: npt.NDArray[np.bool_], band: Singles, points: Singles, worst: Whole, found: Singles
+) -> None:
+    """Points by band, where the value is present and its conditions hold, kept if first or worse than what is known."""
+    for i in range(value.size):
+        if holds[i] and not np.isnan(value[i]):
+            b = 0
+            while b + 1 < band.size and band[b + 1] <= value[i]:
+                b += 1
+            if np.isnan(found[i]) or (worst and points[b] > found[i]):
+                found[i] = points[b]

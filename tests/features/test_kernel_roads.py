@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -224,13 +225,24 @@ def alone(world: World) -> Matrix:
 
 
 def told_so_far(world: World) -> Matrix:
-    """Each row from nothing but what had happened and was known."""
-    return np.vstack(
-        [
-            made(world._replace(asked=[(e, t)], facts=[f for f in world.facts if max(f.time, f.available) <= t]))
-            for e, t in world.asked
-        ]
-    )  # fmt: skip
+    """Each row from nothing but what was known, and had happened.
+
+    A report that is known and dated ahead may still say that an earlier report of its fact no longer stands.
+    """
+
+    def known(f: Fact, t: int) -> bool:
+        return f.available <= t and (f.time <= t or identities[identity(f)] > 1)
+
+    identities = Counter(map(identity, world.facts))
+    parts = [
+        made(world._replace(asked=[(e, t)], facts=[f for f in world.facts if known(f, t)]))
+        for e, t in world.asked
+    ]
+    return np.vstack(parts)
+
+
+def identity(f: Fact) -> tuple[str, str, str | None]:
+    return f.encounter, f.concept, f.source_id
 
 
 def in_chunks(world: World) -> Matrix:
