@@ -43,7 +43,8 @@ class Settings:
     tls_cert, tls_key : Path or None
         PEM files. Needed on any address but loopback.
     store_url, store_key, store_key_file
-        ``sqlite:///path``, the 256-bit key of its encryption as 64 hex digits, and the file that keeps it.
+        ``sqlite:///path``, the 256-bit key of its encryption as 64 hex digits, and the file that keeps it; or
+        ``postgresql+psycopg://…``, which has no key.
     sepsis_model, admissions_model : Path
         Bundle folders.
     timezone : str
