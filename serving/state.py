@@ -48,9 +48,10 @@ class Wardcast:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.store = Store.open(settings.store_url, settings.store_key or None, settings.site)
+        # What can be refused is read before the store is opened, so that a refusal leaves no store open.
         self.credentials = Credentials.of(settings)
         self.cds = CdsClients.of(settings)
+        self.store = Store.open(settings.store_url, settings.store_key or None, settings.site)
         self.metrics = Metrics()
         self.templates: Environment = environment(settings.timezone)
         self.bundles: dict[str, Bundle] = {}
