@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Final
 from zoneinfo import ZoneInfo
 
-from features.sources.hl7v2_grammar import Segment
+from features.sources.hl7v2_grammar import STANDARD, Segment
 from features.sources.hl7v2_message import Header, Reading, opened
 from features.sources.hl7v2_visits import about
 from features.sources.vocabulary import NO_MAP
@@ -22,6 +22,8 @@ from serving.store.messages import Arrival
 
 HEAD: Final = 16_384
 """Bytes in which the header and the patient are looked for."""
+CONTROL: Final = 4096
+"""Signs of MSH-10 that are repeated; the standard allows 199."""
 KEPT: Final = 65_536
 """Bytes kept of a message that is too large."""
 NEEDS_PATIENT: Final = frozenset({"ADT", "ORU", "OUL", "RDE", "RAS", "RDS", "ORM", "OMP"})
@@ -116,6 +118,8 @@ class Letter:
     header: Header
     wish: Wish
     fault: Fault | None = None
+    control: str = ""
+    """MSH-10 as it is to be repeated in MSA-2, written with the usual encoding characters."""
 
 
 def read(
@@ -137,12 +141,24 @@ def read(
     found = fault or _fault(frame, reading, segments, senders)
     wrong = FAULTS[found] if found else None
     answer = wrong.answer if wrong else "AA"
-    identity = (header.sending_application[:256], header.sending_facility[:256], header.control_id[:256])
+    control = _control(segments)
+    identity = (header.sending_application[:256], header.sending_facility[:256], control[:256])
     arrival = Arrival(
         identity, frame if wrong is None else frame[:KEPT], header.kind[:64], header.version[:16], answer,
         found or None, size or len(frame), digest,
     )  # fmt: skip
-    return Letter(arrival, header, wish, wrong)
+    return Letter(arrival, header, wish, wrong, control)
+
+
+def _control(segments: Sequence[Segment]) -> str:
+    """MSH-10, whole: a sender compares it with MSA-2 sign by sign."""
+    if not segments:
+        return ""
+    header = segments[0]
+    written = header.raw(10)
+    if header.marks == STANDARD:
+        return "".join(c for c in written[:CONTROL] if c.isprintable())
+    return _safe(header.decode(written)[:CONTROL])
 
 
 def _head(frame: bytes) -> bytes:
@@ -167,7 +183,7 @@ def _fault(frame: bytes, reading: Reading, segments: Sequence[Segment], senders:
         return "sender"
     if not header.type:
         return "no_type"
-    if not header.control_id:
+    if not segments[0].raw(10):
         return "no_control_id"
     if header.version and not re.fullmatch(r"2(\.\d.*)?", header.version):
         return "version"
@@ -192,12 +208,14 @@ def answer(letter: Letter, now: datetime, *, repeated: bool = False, conflict: b
     version = _safe(header.version) if re.fullmatch(r"2(\.\d.*)?", header.version) else "2.5"
     msh = f"MSH|^~\\&|WARDCAST||{to}|{stamp[:-2]}+0000||{kind}|{own}|{_safe(header.processing) or 'P'}|{version}"
     told = fault.remedy if fault else CONFLICT if conflict else REPEATED if repeated else ""
-    lines = [msh, f"MSA|{code}|{_safe(header.control_id)}|{_safe(told)}"]
+    lines = [msh, f"MSA|{code}|{letter.control}|{_safe(told)}"]
     if fault:
         lines.append(_err(fault.place, fault.number, fault.name, "E", fault.remedy))
     elif conflict:
         lines.append(_err("MSH^1^10", "205", "Duplicate key identifier", "W", CONFLICT))
-    return ("\r".join(lines) + "\r").encode("utf-8" if header.charset == "utf-8" else "ascii", "replace")
+    # A sender that writes UTF-16 reads ASCII all the same; what is beyond it comes as UTF-8.
+    codec = "utf-8" if header.charset.startswith(("utf-16", "utf-32")) else header.charset or "ascii"
+    return ("\r".join(lines) + "\r").encode(codec, "replace")
 
 
 def _err(place: str, number: str, name: str, severity: str, told: str) -> str:
@@ -205,6 +223,6 @@ def _err(place: str, number: str, name: str, severity: str, told: str) -> str:
 
 
 def _safe(text: str) -> str:
-    """Text as a field, escaped; 199 characters are what a control identifier may have."""
+    """Text as a field, escaped."""
     escapes = {"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "~": "\\R\\", "&": "\\T\\"}
-    return "".join(escapes.get(c, c if c.isprintable() else " ") for c in text[:256])
+    return "".join(escapes.get(c, c if c.isprintable() else " ") for c in text)

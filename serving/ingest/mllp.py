@@ -18,7 +18,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -39,11 +39,13 @@ FRAME_S: Final = 600.0
 """How long a frame may take, however slowly it drips."""
 GRACE_S: Final = 0.2
 """How long the CR after FS is waited for; without it the FS is taken for the end all the same."""
-MOST_CONNECTIONS: Final = 512
+MOST_CONNECTIONS: Final = 256
 MOST_WAITING: Final = 64
 """Messages of one connection that may wait for their answer before more is read of it."""
 GROUP: Final = 1000
 GROUP_BYTES: Final = 64 << 20
+MOST_BYTES: Final = 256 << 20
+"""Bytes of all connections that may wait for the log before more is read."""
 LITTLE, BIG = b"\x1c\x00\r\x00", b"\x00\x1c\x00\r"
 WIDE_END: Final = {b"\xff\xfe": LITTLE, b"M\x00": LITTLE, b"\xfe\xff": BIG, b"\x00M": BIG}
 START: Final = re.compile(rb"\x0b(?=\xef\xbb\xbf|\xff\xfe|\xfe\xff|M\x00|\x00M|MSH|\x1c)")
@@ -193,6 +195,7 @@ class Committer:
         self._waiting: list[tuple[Letter, asyncio.Future[Stored | None]]] = []
         self._some = threading.Condition()
         self._ended = False
+        self.waiting_bytes = 0
         self._thread = threading.Thread(target=self._run, name="message log", daemon=True)
         self._thread.start()
 
@@ -201,6 +204,7 @@ class Committer:
         future: asyncio.Future[Stored | None] = self._loop.create_future()
         with self._some:
             self._waiting.append((letter, future))
+            self.waiting_bytes += len(letter.arrival.body)
             self._some.notify()
         return future
 
@@ -228,6 +232,7 @@ class Committer:
                     break
                 n += 1
             group, self._waiting = self._waiting[:n], self._waiting[n:]
+            self.waiting_bytes -= sum(len(letter.arrival.body) for letter, _ in group)
             return group
 
     def _write(self, letters: Sequence[Letter]) -> list[Stored | None]:
@@ -338,6 +343,8 @@ class Conversation:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         while True:
+            while self._committer.waiting_bytes > MOST_BYTES:
+                await asyncio.sleep(0.01)
             frames, ended = await self._more(reader, begun + FRAME_S - loop.time())
             for frame in frames:
                 fault = self._fault or frame.fault
@@ -370,7 +377,7 @@ class Conversation:
             stored = await future
             now = datetime.now(UTC)
             if stored is None:
-                lost = Letter(letter.arrival, letter.header, letter.wish, acks.FAULTS["not_stored"])
+                lost = replace(letter, fault=acks.FAULTS["not_stored"])
                 said = acks.answer(lost, now)
             else:
                 said = acks.answer(letter, now, repeated=stored.repeated, conflict=stored.conflict)

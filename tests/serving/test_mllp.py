@@ -137,7 +137,7 @@ def replies(sock: socket.socket, n: int) -> list[list[str]]:
         assert data, "the listener closed without an answer"
         held += data
     assert held.startswith(VT)
-    return [part.strip(VT).decode().strip("\r").split("\r") for part in held.split(END)[:n]]
+    return [part.strip(VT).decode(errors="replace").strip("\r").split("\r") for part in held.split(END)[:n]]
 
 
 def codes(answers: list[list[str]]) -> list[tuple[str, str]]:
@@ -301,6 +301,14 @@ def test_a_refusal_names_the_place_and_the_remedy_and_no_value(body: bytes, answ
     assert f"\rERR||{place}|" in said
     assert "Send" in said
     assert not any(value in said for value in ("Doe", "P1", "NORTH^MR"))
+
+
+@pytest.mark.parametrize("control", ["7", "A^B~C&D", "x" * 199, "\\F\\", "Größe"])
+def test_the_control_identifier_comes_back_sign_by_sign(control: str):
+    for codec, declared in (("latin-1", "8859/1"), ("utf-8", "UNICODE UTF-8")):
+        body = message("ORU^R01", control, pid(), more="||||||" + declared).decode().encode(codec)
+        said = acks.answer(acks.read(body), NINE).decode(codec)
+        assert said.split("\r")[1].split("|")[2] == control
 
 
 def test_only_named_senders_are_taken(log: MessageLog):
