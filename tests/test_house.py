@@ -58,7 +58,10 @@ def texts(paths: list[Path]) -> list[tuple[Path, str]]:
         *("models/sepsis/spec.toml", "models/admissions/spec.toml"),
         *(f"training/{name}.py" for name in ("sepsis", "admissions", "evaluation", "tracking")),
         *(f"serving/{name}.py" for name in ("settings", "app", "service", "scoring", "explain")),
-        *(f"serving/{name}" for name in ("store", "ingest", "security", "reports", "pages", "monitoring")),
+        *(
+            f"serving/{name}"
+            for name in ("store", "ingest", "feeds", "security", "reports", "pages", "monitoring")
+        ),
     ],
 )
 def test_everything_is_where_the_design_says(place: str) -> None:
@@ -254,6 +257,7 @@ def test_help_answers_for_every_command_without_loading_anything_heavy() -> None
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     promised = {"train", "score", "evaluate", "serve", "explain", "forecast beds", "monitor", "demo"}
+    promised |= {"mllp", "ingest report"}
     assert promised <= set(said["commands"])
     assert set(said["modules"]).isdisjoint(HEAVY)
 
