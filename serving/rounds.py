@@ -92,7 +92,7 @@ def standing(state: Wardcast, encounter_id: str, now: int) -> dict[str, Any]:
 
 def held(connection: Connection, state: Wardcast, encounter_id: str, now: int) -> dict[str, Any] | None:
     """The newest logged prediction of an encounter, where it still stands at ``now``."""
-    row = log.newest_predictions(connection, [encounter_id], STORED).get(encounter_id)
+    row = log.newest_prediction(connection, encounter_id, STORED)
     stands = row and row["model_id"] == state.scorer.bundle.model_id and holds(connection, row, now)
     return row if stands else None
 

@@ -8,12 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from serving.store.engine import GENESIS
 from serving.store.tables import audit, audit_head
 
 LINKED = ("seq", "time", "actor", "role", "action", "outcome", "encounters", "request_id", "previous")
+
+
+# Written with every answer, so built once.
+_STEP = update(audit_head).where(audit_head.c.id == 1).values(seq=audit_head.c.seq + 1)
+_HEAD = select(audit_head.c.seq, audit_head.c.hash)
+_ADD = insert(audit)
+_LINK = update(audit_head).where(audit_head.c.id == 1).values(hash=bindparam("newest"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +37,8 @@ class Act:
 
 def record(connection: Connection, act: Act, now: int) -> None:
     """Append to the chain. In the same transaction as the deed: no record, no answer."""
-    connection.execute(update(audit_head).where(audit_head.c.id == 1).values(seq=audit_head.c.seq + 1))
-    seq, previous = connection.execute(select(audit_head.c.seq, audit_head.c.hash)).one()
+    connection.execute(_STEP)
+    seq, previous = connection.execute(_HEAD).one()
     row: dict[str, Any] = {
         "seq": seq,
         "time": now,
@@ -44,8 +51,8 @@ def record(connection: Connection, act: Act, now: int) -> None:
         "previous": previous,
     }
     row["hash"] = link(row)
-    connection.execute(insert(audit).values(**row))
-    connection.execute(update(audit_head).where(audit_head.c.id == 1).values(hash=row["hash"]))
+    connection.execute(_ADD, row)
+    connection.execute(_LINK, {"newest": row["hash"]})
 
 
 def link(row: dict[str, Any]) -> str:

@@ -12,7 +12,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, insert, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+)
 
 from features.events import EVENT_COLUMNS
 from serving.store.tables import ENCOUNTER_FACTS, ENCOUNTER_TIMES, encounters, events
@@ -21,6 +33,21 @@ CHUNK = 400
 """Values in one IN list; SQLite and PostgreSQL both take more, planners like fewer."""
 
 KNOWN_COLUMNS = ("encounter_id", "subject_id", "received_time", *ENCOUNTER_FACTS)
+
+
+def _by_encounter(table: Table, value: ColumnElement[Any], *where: ColumnElement[bool]) -> Select[Any]:
+    """A value of each of the encounters named by the parameter ``ids``."""
+    who = table.c.encounter_id
+    return select(who, value).where(who.in_(bindparam("ids", expanding=True)), *where).group_by(who)
+
+
+# Asked with every score and card, so built once.
+_PICTURED_TO = _by_encounter(encounters, func.max(encounters.c.seq))
+_TOLD_TO = _by_encounter(events, func.max(events.c.seq), events.c.reason.is_(None))
+_NEWEST_TIME = _by_encounter(events, func.max(events.c.time), events.c.reason.is_(None))
+_LATEST = select(encounters).where(
+    encounters.c.seq.in_(_PICTURED_TO.with_only_columns(func.max(encounters.c.seq)))
+)
 
 
 def chunks(values: Iterable[Any]) -> Iterable[list[Any]]:
@@ -38,9 +65,8 @@ def latest(connection: Connection, ids: Iterable[str]) -> dict[str, dict[str, An
     """What is known now of some encounters: seq and every fact, times as microseconds."""
     found: dict[str, dict[str, Any]] = {}
     for some in chunks(ids):
-        newest = select(func.max(encounters.c.seq)).where(encounters.c.encounter_id.in_(some))
-        query = select(encounters).where(encounters.c.seq.in_(newest.group_by(encounters.c.encounter_id)))
-        found |= {row["encounter_id"]: dict(row) for row in connection.execute(query).mappings()}
+        rows = connection.execute(_LATEST, {"ids": some}).mappings()
+        found |= {row["encounter_id"]: dict(row) for row in rows}
     return found
 
 
@@ -151,11 +177,8 @@ def reach(connection: Connection, ids: Iterable[str]) -> dict[str, tuple[int, in
     """How far the usable events (0 where there are none) and the picture of each of some encounters go, as ``seq``."""
     found: dict[str, tuple[int, int]] = {}
     for some in chunks(ids):
-        e, about = events.c, encounters.c
-        query = select(e.encounter_id, func.max(e.seq)).where(e.encounter_id.in_(some), e.reason.is_(None))
-        told = {who: int(seq) for who, seq in connection.execute(query.group_by(e.encounter_id))}
-        pictures = select(about.encounter_id, func.max(about.seq)).where(about.encounter_id.in_(some))
-        for who, seq in connection.execute(pictures.group_by(about.encounter_id)):
+        told = {who: int(seq) for who, seq in connection.execute(_TOLD_TO, {"ids": some})}
+        for who, seq in connection.execute(_PICTURED_TO, {"ids": some}):
             found[who] = (told.get(who, 0), int(seq))
     return found
 
@@ -274,11 +297,9 @@ def received_range(since: int | None, until: int | None, column: Any) -> ColumnE
 
 def newest_event_times(connection: Connection, ids: Iterable[str]) -> dict[str, int]:
     """When the newest usable event of each encounter happened."""
-    e = events.c
     found: dict[str, int] = {}
     for some in chunks(ids):
-        query = select(e.encounter_id, func.max(e.time)).where(e.encounter_id.in_(some), e.reason.is_(None))
-        found |= {who: int(when) for who, when in connection.execute(query.group_by(e.encounter_id))}
+        found |= {who: int(when) for who, when in connection.execute(_NEWEST_TIME, {"ids": some})}
     return found
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from features.errors import DataError
 from serving.store.facts import chunks, received_range
@@ -83,6 +83,25 @@ def newest_predictions(connection: Connection, ids: Sequence[str], road: str) ->
         query = select(predictions).where(p.seq.in_(select(ranked.c.seq).where(ranked.c.place == 1)))
         found |= {row["encounter_id"]: dict(row) for row in connection.execute(query).mappings()}
     return found
+
+
+_NEWEST = (
+    select(predictions)
+    .where(predictions.c.encounter_id == bindparam("who"), predictions.c.road == bindparam("way"))
+    .order_by(
+        *(
+            predictions.c[n].desc().nulls_last()
+            for n in ("prediction_time", "events_seq", "encounter_seq", "seq")
+        )
+    )
+    .limit(1)
+)
+
+
+def newest_prediction(connection: Connection, encounter_id: str, road: str) -> dict[str, Any] | None:
+    """As :func:`newest_predictions`, of one encounter."""
+    row = connection.execute(_NEWEST, {"who": encounter_id, "way": road}).mappings().first()
+    return None if row is None else dict(row)
 
 
 def found_predictions(

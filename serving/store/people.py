@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, bindparam, func, insert, select
 
 from serving.store import facts
 from serving.store.facts import chunks
@@ -28,6 +28,13 @@ class Mark(NamedTuple):
     status: str
 
 
+_MERGED = (
+    select(merges.c.prior, merges.c.surviving)
+    .where(merges.c.kind == bindparam("kind"), merges.c.prior.in_(bindparam("ids", expanding=True)))
+    .order_by(merges.c.seq)
+)
+
+
 def surviving(connection: Connection, kind: str, names: Iterable[str]) -> dict[str, str]:
     """The identities that some have been merged into; only those that have."""
     found: dict[str, str] = {}
@@ -35,10 +42,7 @@ def surviving(connection: Connection, kind: str, names: Iterable[str]) -> dict[s
     while asked:
         step: dict[str, str] = {}
         for some in chunks(asked):
-            query = select(merges.c.prior, merges.c.surviving).where(
-                merges.c.kind == kind, merges.c.prior.in_(some)
-            )
-            for prior, then in connection.execute(query.order_by(merges.c.seq)):
+            for prior, then in connection.execute(_MERGED, {"kind": kind, "ids": some}):
                 step[prior] = then
         found |= step
         asked = set(step.values()) - set(found)
