@@ -13,6 +13,8 @@ from serving.security.identity import Caller, Credentials, hashed
 from serving.store.tables import audit, sessions
 
 PATHS = [
+    ("POST", "/cds-services/wardcast-sepsis"), ("POST", "/cds-services/wardcast-sepsis/feedback"),
+    ("GET", "/v1/cds/feedback"), ("GET", "/fhir/RiskAssessment"), ("GET", "/fhir/Flag"), ("GET", "/cds-services/x"),
     ("GET", "/worklist"), ("GET", "/patient"), ("GET", "/model"), ("GET", "/"), ("GET", "/metrics"),
     ("GET", "/monitor"), ("GET", "/beds"), ("GET", "/openapi.json"), ("GET", "/v1/risk"), ("GET", "/v1/alerts"),
     ("GET", "/v1/model"), ("POST", "/v1/events"), ("POST", "/v1/sepsis/score"), ("POST", "/v1/alerts/acknowledge"),
@@ -51,7 +53,9 @@ def test_nothing_but_the_probes_answers_without_a_token(service: Any, method: st
         assert answer.json()["error"]["code"] == "not_signed_in"
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz", "/sign-in"])
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/livez", "/readyz", "/sign-in", "/cds-services", "/fhir/metadata"]
+)
 def test_probes_and_sign_in_answer_everyone(service: Any, path: str):
     assert service.client.get(path).status_code == 200
 
