@@ -155,7 +155,8 @@ def _log_at(level: str) -> None:
     logging.getLogger("wardcast.access").disabled = logger.disabled = False
     logger.setLevel(level.upper())
     logger.propagate = False
-    for noisy in ("httpx", "httpcore"):  # they write down every address they ask, and a FHIR address names a patient
+    # These write down every address they ask, and a FHIR address names a patient.
+    for noisy in ("httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not logger.handlers:
         handler = logging.StreamHandler()
