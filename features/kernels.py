@@ -91,11 +91,12 @@ def count(encounter: Codes, concept: Codes, n_concepts: int, value: Floats, coun
 
     Events without an encounter, a concept (-1) or a value (NaN) are none.
     """
-    infinite = 0
+    infinite, width = 0, np.uint64(n_concepts)
     for i in range(encounter.size):
-        if encounter[i] >= 0 and concept[i] >= 0 and not np.isnan(value[i]):
-            infinite += np.isinf(value[i])
-            counts[np.int64(encounter[i]) * n_concepts + concept[i]] += 1
+        who, what, v = encounter[i], concept[i], value[i]
+        if who >= 0 and what >= 0 and not np.isnan(v):
+            infinite += np.isinf(v)
+            counts[np.uint64(who) * width + np.uint64(what)] += 1
     return infinite
 
 
@@ -113,13 +114,15 @@ def lay_out(
     values: Floats,
 ) -> None:
     """Put the events that :func:`count` counted side by side, each group from its ``place`` on, as they came."""
+    width = np.uint64(n_concepts)
     for i in range(encounter.size):
-        if encounter[i] >= 0 and concept[i] >= 0 and not np.isnan(value[i]):
-            group = np.int64(encounter[i]) * n_concepts + concept[i]
-            at = place[group]
-            place[group] = at + 1
+        who, what, v = encounter[i], concept[i], value[i]
+        if who >= 0 and what >= 0 and not np.isnan(v):
+            group = np.uint64(who) * width + np.uint64(what)
+            at = np.uint64(place[group])
+            place[group] = at + ONE
             times[at], visible[at] = time[i], available[i]
-            values[at] = value[i] + 0.0  # no negative zero: which of two is smaller would depend on the road
+            values[at] = v + 0.0  # no negative zero: which of two is smaller would depend on the road
 
 
 @compiled
