@@ -157,22 +157,36 @@ def log_url(url: str) -> str:
 
 
 def _known(connection: Connection, arrivals: Sequence[Arrival]) -> dict[Identity, Bodies]:
-    """What is in the log under the control identifiers that some arrivals have."""
+    """Which of these very messages are in the log.
+
+    Asked by body: a sender may give all its messages one identity, and each would bring all the others along.
+    """
     m = messages.c
     found: dict[Identity, Bodies] = {}
-    for some in chunks({a.identity[2] for a in arrivals}):
+    for some in chunks({a.body_hash for a in arrivals}):
         query = select(m.seq, m.application, m.facility, m.control_id, m.body_hash, m.answer)
-        for seq, *identity, body_hash, answer in connection.execute(query.where(m.control_id.in_(some))):
+        for seq, *identity, body_hash, answer in connection.execute(query.where(m.body_hash.in_(some))):
             bodies = found.setdefault((identity[0], identity[1], identity[2]), {})
             bodies[bytes(body_hash)] = (seq, answer in TAKEN)
     return found
+
+
+def _has_other(connection: Connection, arrival: Arrival) -> bool:
+    """Whether another body is in the log under the identity of a message."""
+    m = messages.c
+    application, facility, control_id = arrival.identity
+    same = (m.control_id == control_id, m.application == application, m.facility == facility)
+    query = select(m.seq).where(*same, m.body_hash != arrival.body_hash).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def _placed(connection: Connection, arrival: Arrival, known: dict[Identity, Bodies]) -> Stored:
     """Whether a message is new, and if not so, count it; one that was refused and is taken now is new."""
     bodies = known.setdefault(arrival.identity, {})
     # What has no control identifier has no identity to share.
-    conflict = bool(arrival.identity[2]) and bool(bodies.keys() - {arrival.body_hash})
+    conflict = bool(arrival.identity[2]) and (
+        bool(bodies.keys() - {arrival.body_hash}) or _has_other(connection, arrival)
+    )
     seq, taken = bodies.get(arrival.body_hash, (-1, False))
     if seq < 0 or (not taken and arrival.answer in TAKEN):
         if seq > 0:

@@ -294,7 +294,8 @@ messages = Table(
     Column("refusal", String),
     Column("conflict", Boolean, nullable=False),
     Column("repeats", Integer, nullable=False),
-    Index("messages_identity", "application", "facility", "control_id", "body_hash", unique=True),
+    Index("messages_by_body", "body_hash", "control_id", "application", "facility", unique=True),
+    Index("messages_by_identity", "control_id", "application", "facility"),
     sqlite_autoincrement=True,
 )
 
