@@ -257,7 +257,8 @@ def test_help_answers_for_every_command_without_loading_anything_heavy() -> None
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     promised = {"train", "score", "evaluate", "serve", "explain", "forecast beds", "monitor", "demo"}
-    promised |= {"mllp", "ingest report"}
+    promised |= {"mllp", "ingest report", "features build"}
+    promised |= {f"data {name}" for name in ("convert", "check", "label", "schema")}
     assert promised <= set(said["commands"])
     assert set(said["modules"]).isdisjoint(HEAVY)
 
