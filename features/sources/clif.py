@@ -32,11 +32,13 @@ from features.sources.stays import (
     LATEST_US,
     Ints,
     Masks,
+    Seen,
     Stays,
     coded,
     emit,
     facts,
     identity,
+    marked,
     micros_of,
     settle,
     since,
@@ -532,6 +534,7 @@ class _Reader:
             "result_dttm": "time", "fluid_category": "text", "method_category": "text", "organism_category": "text",
         }  # fmt: skip
         optional = ("method_category", "organism_category")
+        seen = Seen()
         for frame in self.pieces(name, "collect_dttm", columns, optional=optional):
             frame = frame.assign(
                 fluid=unify(frame["fluid_category"]), organism=unify(frame["organism_category"])
@@ -542,7 +545,7 @@ class _Reader:
             )
             frame = leave(frame, frame["fluid"].isna(), self.account, f"clif_{name}", "no_code")
             grew = frame["organism"].notna() & (frame["organism"] != "no_growth")
-            again = frame.duplicated(["stay", "collect_dttm", "fluid"])
+            again = ~seen.new(marked(frame["stay"], micros_of(frame["collect_dttm"]), frame["fluid"]))
             frame = frame.assign(grew=grew, again=again)
             frame = leave(frame, again & ~grew, self.account, f"clif_{name}", "same_specimen")
             yield from self.emit(name, *self._specimens(frame))

@@ -73,7 +73,7 @@ def follow(stays: Stays, moves: pd.DataFrame) -> Journey:
     Notes
     -----
     Intensive care ends when the next place is another one: from unit to unit is no discharge. Where nothing says when
-    the last row there ended, it ended with the stay.
+    the last row there ended, it ended as the next place began, or with the stay.
     """
     order = np.lexsort((micros_of(moves["came"]), moves["stay"]))
     moves = moves.iloc[order].reset_index(drop=True)
@@ -83,7 +83,8 @@ def follow(stays: Stays, moves: pd.DataFrame) -> Journey:
     none = np.zeros(min(len(stay), 1), bool)
     goes_on = np.append(stay[1:] == stay[:-1], none)
     remains = np.append(in_icu[1:] & goes_on[:-1], none)
-    over = np.where(went == NAT, stays.end[stay], went)
+    moved_on = np.where(goes_on, np.append(came[1:], came[:1]), stays.end[stay])
+    over = np.where(went == NAT, moved_on, went)
     leaves = in_icu & ~remains & (over < LATEST_US)
     opens = ~np.append(none, goes_on[:-1])
     count = len(stays.encounters)

@@ -147,6 +147,11 @@ def test_intensive_care_to_the_end_of_the_stay_ends_with_it(write: Write) -> Non
     assert found.of("WARDCAST//icu_discharge")["time"].tolist() == [pd.Timestamp(at(8, 5))]
 
 
+def test_intensive_care_without_an_end_ends_as_the_next_place_begins(write: Write) -> None:
+    found = read(write(adt=[move("icu", 8, None), move("icu", 12, None), move("ward", 20, None)]))
+    assert found.of("WARDCAST//icu_discharge")["time"].tolist() == [pd.Timestamp(at(20))]
+
+
 def test_who_was_in_the_emergency_department_only_is_of_that_class(write: Write) -> None:
     assert read(write(adt=[move("ed", 8, 12)])).encounters["encounter_class"].tolist() == ["ed"]
 
@@ -332,6 +337,21 @@ def test_growth_is_known_when_resulted(write: Write) -> None:
     left = found.account.left
     assert left["clif_microbiology_culture", "no_culture"] == 1
     assert left["clif_microbiology_culture", "same_specimen"] == 1
+
+
+def test_a_specimen_is_one_in_pieces_of_any_length(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"hospitalization_id": "h", "collect_dttm": at(10), "result_dttm": at(60), "fluid_category": "csf"}
+    rows = [{**row, "method_category": "culture", "organism_category": "no_growth"} for _ in range(3)]
+    folder = write(suffix="parquet", microbiology_culture=rows)
+    stream = clif.Tables.stream
+    monkeypatch.setattr(
+        clif.Tables,
+        "stream",
+        lambda self, name, columns, **how: stream(self, name, columns, **{**how, "rows": 1}),
+    )
+    found = read(folder)
+    assert (found.events["concept"] == "culture").sum() == 1
+    assert found.account.left["clif_microbiology_culture", "same_specimen"] == 2
 
 
 def test_dialysis_and_urine(write: Write) -> None:
