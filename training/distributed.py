@@ -212,7 +212,10 @@ def train(
             raise
         except Exception as error:  # LightGBM, sockets and Dask each have their own for a lost worker
             if attempt == attempts:
-                raise DataError(f"Training failed {attempts} times on the cluster: {error}") from error
+                raise DataError(
+                    f"Training failed {attempts} times on the cluster ({type(error).__name__}). The log of its workers "
+                    "says why."
+                ) from error
             client.wait_for_workers(1, timeout=60)
     raise AssertionError("unreachable")
 
@@ -251,6 +254,10 @@ def labelled(file: Path, labels: Path) -> tuple[Matrix, npt.NDArray[np.int8]]:
     """
     table = pq.read_table(file, use_threads=False)
     known = _labels(labels, file.name)
+    # The message of pandas about a repeated key would show whose it is.
+    twice = int(known.duplicated(KEYS).sum())
+    if twice:
+        raise DataError(f"{twice:,} labels of {labels.name} repeat {' and '.join(KEYS)}. Keep one a prediction.")
     keys = table.select(KEYS).to_pandas().astype({"encounter_id": "str"})
     answer = keys.merge(known, on=KEYS, how="left", validate="one_to_one")["label"].to_numpy(dtype=np.float64)
     rows = np.flatnonzero(~np.isnan(answer))

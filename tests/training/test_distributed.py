@@ -175,9 +175,10 @@ def test_training_begins_again_when_it_breaks(
     monkeypatch.setattr(distributed, "_fit", once_broken)
     assert distributed.train(local, labels, {"num_leaves": 4}, 2, client=client).rows > 0
     assert len(tried) == 2
-    monkeypatch.setattr(distributed, "_fit", lambda *a: (_ for _ in ()).throw(OSError("closed")))
-    with pytest.raises(DataError, match="failed 2 times on the cluster"):
+    monkeypatch.setattr(distributed, "_fit", lambda *a: (_ for _ in ()).throw(OSError("a row of somebody")))
+    with pytest.raises(DataError, match=r"failed 2 times on the cluster \(OSError\)") as error:
         distributed.train(local, labels, {}, 2, client=client, attempts=2)
+    assert "somebody" not in str(error.value), "who knows what such a message quotes"
 
 
 def test_outcomes_of_one_kind_train_nothing(client: Any, local: Path, labels: Path, tmp_path: Path) -> None:
@@ -199,6 +200,14 @@ def test_labels_and_features_that_are_not_there_are_told(local: Path, tmp_path: 
     pq.write_table(pa.table({"encounter_id": ["a"]}), tmp_path / "labels.parquet")
     with pytest.raises(DataError, match="lacks prediction_time, label"):
         distributed.labelled(first, tmp_path / "labels.parquet")
+
+
+def test_repeated_labels_are_refused_without_saying_whose(local: Path, labels: Path, tmp_path: Path) -> None:
+    table = pq.read_table(labels)
+    pq.write_table(pa.concat_tables([table, table.slice(0, 3)]), tmp_path / "labels.parquet")
+    with pytest.raises(DataError, match=r"^3 labels of labels\.parquet repeat") as error:
+        distributed.labelled(min(local.iterdir()), tmp_path / "labels.parquet")
+    assert table["encounter_id"][0].as_py() not in str(error.value)
 
 
 def test_a_scheduler_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
