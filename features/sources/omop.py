@@ -91,6 +91,7 @@ def batches(
     rough = Stays(_skeleton(visits), *_spans(visits))
     moves = _moves(tables, account, say, rough, visits, site)
     journey = follow(rough, moves)
+    visits = visits.assign(seen=_seen(visits, journey))
     stays = Stays(_encounters(visits, journey), rough.start, rough.end)
     yield from stays.batches()
     reader = _Reader(tables, account, say, stays, vocabulary(tables, account, say, site))
@@ -132,7 +133,10 @@ def _visits(tables: Tables, account: ReadAccount, say: Say) -> pd.DataFrame:
     died = (
         table["discharged_to_concept_id"].fillna(table["discharge_to_concept_id"]).isin(list(known("died")))
     )
-    table = table.assign(begin=began["time"], seen=began["known"], end=end.where(~backwards), died=died)
+    # Of a bare date nobody knew before the day was over, or the visit.
+    seen = began["known"].fillna(began["time"])
+    seen, end = seen.where(~(end < seen) | backwards, end), end.where(~backwards)
+    table = table.assign(begin=began["time"], seen=seen, end=end, died=died)
     table = leave(table, table["begin"].isna(), account, name, "no_time")
     return _with_person(table, tables, account, say)
 
@@ -176,6 +180,13 @@ def _spans(visits: pd.DataFrame) -> tuple[Ints, Ints]:
     return micros_of(visits["begin"]), np.where(end == NAT, LATEST_US, end)
 
 
+def _seen(visits: pd.DataFrame, journey: Journey) -> pd.Series:
+    """When each visit was known to have begun; a move of a known hour tells it sooner than a bare date."""
+    begin, seen = micros_of(visits["begin"]), micros_of(visits["seen"])
+    moved = np.where(journey.first == NAT, seen, np.maximum(journey.first, begin))
+    return since(np.minimum(seen, moved)).set_axis(visits.index)
+
+
 def _encounters(visits: pd.DataFrame, journey: Journey) -> pd.DataFrame:
     # A visit that went through the emergency room to a bed is one of the ward, whether or not its moves are known.
     admitted = (journey.kind == "ed") & ~visits["visit_concept_id"].isin(list(known("emergency"))).to_numpy()
@@ -186,7 +197,7 @@ def _encounters(visits: pd.DataFrame, journey: Journey) -> pd.DataFrame:
         age_years=visits["age_years"].to_numpy(np.float64),
         sex=visits["sex"].array,
         icu_type="",
-        hospital_admission_time=visits["begin"].array,
+        hospital_admission_time=visits["seen"].array,
         icu_admission_time=since(journey.icu),
     )
 
@@ -209,7 +220,7 @@ def _rough_moves(visits: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "stay": np.arange(len(visits)),
-            "came": visits["begin"].array,
+            "came": visits["seen"].array,
             "went": visits["end"].array,
             "where": placed(where),
             "source_id": identity("visit_occurrence", visits, "visit_occurrence_id").array,
@@ -364,7 +375,7 @@ class _Reader:
     def bounds(self, visits: pd.DataFrame) -> Iterator[Batch]:
         """How the visits began and ended."""
         source = identity("visit_occurrence", visits, "visit_occurrence_id")
-        begin, end, dead = micros_of(visits["begin"]), micros_of(visits["end"]), visits["died"].to_numpy(bool)
+        begin, end, dead = micros_of(visits["seen"]), micros_of(visits["end"]), visits["died"].to_numpy(bool)
         for events in admissions(self.stays, begin, end, dead, source):
             yield from self.emit("visit_occurrence", events)
 
@@ -482,19 +493,20 @@ class _Reader:
         name = "procedure_occurrence"
         columns: dict[str, Kind] = {
             "procedure_concept_id": "id", "procedure_source_concept_id": "id", "procedure_source_value": "text",
-            "procedure_end_datetime": "time",
+            "procedure_end_date": "time", "procedure_end_datetime": "time",
         }  # fmt: skip
-        optional = tuple(columns)[1:]
+        optional, dates = tuple(columns)[1:], _Dates(self.tables, self.account)
         for frame in self.pieces(name, "procedure_", f"{name}_id", columns, optional=optional):
             asked = ["procedure_concept_id", "procedure_source_concept_id", "procedure_source_value"]
             frame = frame.assign(code=words_of(frame, asked, self.words.code))
             mapped = frame["code"].isin([c for c in frame["code"].cat.categories if c in loader.codes()])
             frame = leave(frame, ~mapped, self.account, name, "other_procedure")
             lasting = frame["code"].isin([c for c in frame["code"].cat.categories if _lasts(c)])
-            over = frame[lasting & (frame["procedure_end_datetime"] > frame["time"])]
-            over = over.assign(
-                time=over["procedure_end_datetime"], known=since(np.full(len(over), NAT)).array
-            )
+            # What ended on some day ran until its end, as far as anybody knows.
+            ends = dates.moment(frame, name, "procedure_end_date", "procedure_end_datetime")
+            end = ends["known"].fillna(ends["time"])
+            over = frame.assign(time=end, known=since(np.full(len(frame), NAT)).array)
+            over = over[lasting & (end > frame["time"])]
             yield from self.emit(
                 name,
                 self.facts(frame, frame["code"], value=1.0, source_id="1:" + frame["source"]),

@@ -512,6 +512,42 @@ def test_a_visit_that_ends_on_a_date_lasts_the_day(write: Write) -> None:
     assert found.account.events["measurement"] == 1
 
 
+def test_a_visit_that_begins_on_a_date_is_known_the_next_day(write: Write) -> None:
+    visits = [
+        visit(1, "2026-05-01", "2026-05-04", concept=32037),
+        visit(2, "2026-06-01", "2026-06-01 15:00", concept=32037),
+        visit(3, "2026-07-01", None),
+    ]
+    found = read(
+        write(
+            visit_occurrence=visits,
+            visit_detail=[{**detail(9, "2026-07-01 10:00", "2026-07-02 10:00"), "visit_occurrence_id": 3}],
+            measurement=[measurement(1, "2026-05-01 20:00", visit_occurrence_id=None)],
+        )
+    )
+    known = [utc("2026-05-02"), utc("2026-06-01 15:00")]
+    for column in ("hospital_admission_time", "icu_admission_time"):
+        assert found.encounters[column].tolist()[:2] == known
+    assert found.encounters["hospital_admission_time"].iloc[2] == utc("2026-07-01 10:00"), "by its first move"
+    assert found.of("WARDCAST//hospital_admission")["available_time"].tolist()[:2] == known
+    assert found.account.events["measurement"] == 1, "the day itself belongs to the visit"
+
+
+def test_therapy_that_ends_on_a_date_runs_until_its_end(write: Write) -> None:
+    row = {
+        "person_id": 1,
+        "visit_occurrence_id": 100,
+        "procedure_occurrence_id": 1,
+        "procedure_concept_id": 4177224,
+        "procedure_date": "2026-05-02",
+        "procedure_datetime": "2026-05-02 10:00",
+        "procedure_end_date": "2026-05-03",
+        "procedure_end_datetime": None,
+    }
+    found = read(write(procedure_occurrence=[row])).of("OMOP//4177224")
+    assert found["time"].tolist() == [utc("2026-05-02 10:00"), utc("2026-05-04")]
+
+
 def test_identifiers_keep_all_their_digits(write: Write) -> None:
     big = -5_779_522_865_065_417_426
     rows = [
