@@ -734,6 +734,9 @@ def _cultured(
 ) -> pd.DataFrame:
     blood = frame["spec_type_desc"].astype("str").str.lower().str.startswith(BLOOD).to_numpy(bool)
     known = next_midnight(frame["taken"], reading.tables.timezone).where(frame["by_date"])
+    # Where only the day is known, the policy counts from its end: the specimen may have been its last.
+    growth = pd.Timedelta(minutes=loader.concepts()["positive_culture"].available_after_min)
+    grown = frame["storetime"].fillna((known + growth).astype(UTC_US))
     parts = []
     for rows, concept in (
         (first, "culture"),
@@ -747,7 +750,7 @@ def _cultured(
                 reading.stays,
                 place[rows],
                 time=some["taken"],
-                available=some["storetime"] if positive else known[rows],
+                available=grown[rows] if positive else known[rows],
                 code=coded("MIMIC_SPEC", some["spec_type_desc"]),
                 concept=concept,
                 value=1.0,

@@ -319,7 +319,8 @@ def _rows(piece: pd.DataFrame, plan: Layout, timezone: str, file: str, first: in
 
     time, bare = _times(piece[plan.columns["time"]], timezone)
     said = plan.columns.get("available_time")
-    told = _times(piece[said], timezone)[0] if said else pd.Series(pd.NaT, index=piece.index, dtype=UTC_US)
+    nothing = pd.Series(pd.NaT, index=piece.index, dtype=UTC_US)
+    told = _latest(piece[said], timezone) if said else nothing
     told = told.where(told.isna() | (told >= time), time)
     # What happened on some day, at no known hour, can have been known the next day only.
     tomorrow = _next_day(time, timezone)
@@ -454,6 +455,12 @@ def _times(column: pd.Series, timezone: str) -> tuple[pd.Series, pd.Series]:
         wall = pd.to_datetime(words[local], errors="coerce", format="ISO8601")
         instants.loc[wall.index] = _localised(wall, timezone)
     return instants, bare
+
+
+def _latest(column: pd.Series, timezone: str) -> pd.Series:
+    """Instants in UTC; of a bare date the midnight that ends it, since nobody can have been sure before."""
+    instants, bare = _times(column, timezone)
+    return instants.where(~bare, _next_day(instants, timezone))
 
 
 def _localised(wall: pd.Series, timezone: str) -> pd.Series:

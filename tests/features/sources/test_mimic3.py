@@ -483,6 +483,11 @@ def test_a_culture_with_a_date_only_is_known_the_next_day(tell):
     assert rows["available_time"].tolist() == [utc(NEXT)]
 
 
+def test_the_growth_of_a_culture_with_a_date_only_is_waited_for_from_the_end_of_its_day(tell):
+    rows = tell(MICROBIOLOGYEVENTS=[culture(1, charttime="", org_name="YEAST")]).concept("positive_culture")
+    assert rows["available_time"].tolist() == [utc(NEXT) + pd.Timedelta(days=2)]
+
+
 def test_an_antibiotic_is_known_the_day_after_its_date_and_other_drugs_are_left(tell):
     drug = {"subject_id": 1, "hadm_id": 100, "startdate": DAY.strip(), "enddate": NEXT.strip()}
     told = tell(

@@ -142,6 +142,11 @@ def test_a_bare_date_is_known_the_next_day(tmp_path: Path):
     assert events["available_time"].iloc[3] == pd.Timestamp("2026-01-14T05:00Z")
 
 
+def test_a_result_released_on_some_day_is_known_the_next(tmp_path: Path):
+    _, events, _ = read(lay(tmp_path, LONG, ROWS.replace("2026-01-12 09:00", "2026-01-12")))
+    assert events["available_time"].iloc[1] == pd.Timestamp("2026-01-13T00:00Z")
+
+
 def test_nothing_is_known_before_it_happened(tmp_path: Path):
     _, events, _ = read(lay(tmp_path, LONG, ROWS.replace("2026-01-12 09:00", "2026-01-12 07:00")))
     assert events["available_time"].iloc[1] == events["time"].iloc[1]
