@@ -257,7 +257,9 @@ def labelled(file: Path, labels: Path) -> tuple[Matrix, npt.NDArray[np.int8]]:
     # The message of pandas about a repeated key would show whose it is.
     twice = int(known.duplicated(KEYS).sum())
     if twice:
-        raise DataError(f"{twice:,} labels of {labels.name} repeat {' and '.join(KEYS)}. Keep one a prediction.")
+        raise DataError(
+            f"{twice:,} labels of {labels.name} repeat {' and '.join(KEYS)}. Keep one a prediction."
+        )
     keys = table.select(KEYS).to_pandas().astype({"encounter_id": "str"})
     answer = keys.merge(known, on=KEYS, how="left", validate="one_to_one")["label"].to_numpy(dtype=np.float64)
     rows = np.flatnonzero(~np.isnan(answer))
