@@ -1,8 +1,9 @@
 """PhysioNet/CinC Challenge 2012: the first 48 hours of ICU stays, as long event tables or the challenge's text files.
 
 Silva et al., Computing in Cardiology 2012;39:245, ODC-By 1.0. The data carry no dates, so ICU admission is set to
-2000-01-01T00:00Z; facts happen, and are available, so many minutes after it. ``-1`` means that nobody knows. What came
-of the stays (``Outcomes-*.txt``) is not read here.
+2000-01-01T00:00Z; facts happen so many minutes after it. When they were visible is not said: a laboratory value has the
+minute of its sample, so the policy of each concept decides. ``-1`` means that nobody knows. What came of the stays
+(``Outcomes-*.txt``) is not read here.
 """
 
 from __future__ import annotations
@@ -149,7 +150,6 @@ def _events(frame: pd.DataFrame, stays: Stays, account: ReadAccount, name: str) 
         stays,
         stays.place(frame["record_id"]),
         time=when,
-        available=when,
         code=coded(SYSTEM, frame["parameter"]),
         value=frame["value"],
         source_id=identity(name, frame, None),
