@@ -767,4 +767,5 @@ def _sample(frame: pd.DataFrame, place: Ints, specimen: str | None) -> npt.NDArr
     if specimen is None:
         return marked(place, micros_of(frame["taken"]), kind)
     own = frame[specimen]
-    return marked(place, own.where(own.notna(), kind))
+    when = pd.Series(micros_of(frame["taken"]).astype(str), index=frame.index, dtype="str")
+    return marked(place, own.where(own.notna(), kind + " " + when))

@@ -195,6 +195,8 @@ def _reading(tables: Tables, account: ReadAccount, say: Say) -> tuple[mimic.Read
         attendances = tables.whole(
             "edstays", ED_STAYS, optional=("arrival_transport",), account=account, say=say
         )
+        nameless = attendances["stay_id"].isna() | attendances["subject_id"].isna()
+        attendances = leave(attendances, nameless, account, "edstays", "no_encounter")
         attendances = leave(attendances, attendances["intime"].isna(), account, "edstays", "no_time")
         admissions, attendances = _joined(admissions, attendances)
     icu_stays = mimic.icu_stays_of(tables, admissions, account, say)

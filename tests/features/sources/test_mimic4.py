@@ -230,6 +230,21 @@ def emergency(**changes) -> dict:
     }  # fmt: skip
 
 
+def test_an_attendance_without_an_identity_is_counted(tell):
+    told = tell(ed__edstays=[emergency(), *[{**emergency(), "stay_id": "", "hadm_id": ""}] * 2])
+    assert told.left("edstays") == {"no_encounter": 2}
+
+
+def test_specimens_without_an_identity_are_told_apart_by_their_time(tell):
+    row = {
+        "subject_id": 1, "hadm_id": 100, "micro_specimen_id": "", "chartdate": DAY, "charttime": DAY + "16:00",
+        "storetime": "", "spec_type_desc": "URINE", "org_name": "",
+    }  # fmt: skip
+    later = {**row, "charttime": DAY + "18:00"}
+    rows = [{**r, "microevent_id": k} for k, r in enumerate((row, row, later))]
+    assert len(tell(hosp__microbiologyevents=rows).concept("culture")) == 2
+
+
 def test_an_attendance_begins_its_admission_and_one_without_is_an_encounter(tell):
     away = emergency(
         stay_id=31,
