@@ -35,6 +35,8 @@ DIAGNOSIS_COLUMNS: Final[dict[str, Kind]] = {
 ADULT: Final = 18.0
 SUSPECTED: Final = {"antibiotic": ("antibiotic",), "culture": ("culture", "blood_culture")}
 """What suspicion of infection is read from, with its concepts."""
+SCORED: Final = "scored for an hour or more"
+"""The last row of attrition."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Labelled:
     Attributes
     ----------
     attrition : DataFrame as :attr:`features.cohorts.Cohort.attrition`, over all shards
+        Its last row counts the encounters of the cohort without a scored hour, of which nothing can be said.
     units : DataFrame, one row an encounter or ICU stay of the cohort that was scored, with ``sepsis``
     report : DataFrame as :func:`features.labels.coded.prevalence_report`, by encounter; None without diagnoses
     rules : how many onsets rest on which rule of suspicion
@@ -188,7 +191,7 @@ def _label_shard(
     counted = shard.events["concept"].value_counts()
     met = {name: sum(int(counted.get(c, 0)) for c in concepts) for name, concepts in SUSPECTED.items()}
     hours = sofa_series(shard.events, cohort.encounters, definition.sofa)
-    found = suspected_infection(shard.events, definition.suspicion)
+    found = suspected_infection(shard.events, definition.suspicion, shard.encounters)
     onsets = sepsis_onset(shard.events, cohort.encounters, definition, suspicions=found, scored=hours)
     keys = ["encounter_id", "icu_stay"] if definition.unit == "icu_stay" else ["encounter_id"]
     units = hours.groupby(keys, sort=True, observed=True).agg(start_time=("time", "first")).reset_index()
@@ -207,7 +210,17 @@ def _label_shard(
     }
     made = made.assign(sepsis=made["onset_time"].notna()).astype(kinds)
     first = ["encounter_id", "subject_id", "icu_stay", "start_time", "sepsis"]
-    return made[[*first, *(c for c in made.columns if c not in first)]], cohort.attrition, met
+    attrition = _with_unscored(cohort, made)
+    return made[[*first, *(c for c in made.columns if c not in first)]], attrition, met
+
+
+def _with_unscored(cohort: cohorts.Cohort, units: pd.DataFrame) -> pd.DataFrame:
+    """Attrition of a cohort, with a last row for its encounters that have no scored hour."""
+    scored, people = units["encounter_id"].nunique(), units["subject_id"].nunique()
+    row = (SCORED, len(cohort.encounters) - scored, scored, people)
+    return pd.concat(
+        [cohort.attrition, pd.DataFrame([row], columns=cohort.attrition.columns)], ignore_index=True
+    )
 
 
 def _added(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:

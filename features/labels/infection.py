@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from features.clock import UTC_US, micros
+from features.cohorts import ENDS
 from features.errors import DataError, SpecError
 
 Signs = Literal["both", "either", "antibiotic", "culture"]
@@ -67,7 +68,9 @@ class Suspicion:
         given: a source of orders (prescriptions of MIMIC) tells only where each begins, and hardly any course is found.
     within
         Whether pairs form inside an ``encounter`` or across all of a ``subject``'s (mimic-code); the encounter is then
-        the antibiotic's, and the culture's where a culture stands alone.
+        the antibiotic's, and the culture's where a culture stands alone. A subject with encounters that overlap in
+        time, as in a source that dates every stay from its own start (eICU), has no common clock: pairs of such a
+        subject form inside each encounter all the same.
     """
 
     signs: Signs = "both"
@@ -105,7 +108,9 @@ class Suspicion:
 SEYMOUR: Final = Suspicion()
 
 
-def suspected_infection(events: pd.DataFrame, how: Suspicion = SEYMOUR) -> pd.DataFrame:
+def suspected_infection(
+    events: pd.DataFrame, how: Suspicion = SEYMOUR, encounters: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Every suspicion of infection.
 
     Parameters
@@ -114,6 +119,9 @@ def suspected_infection(events: pd.DataFrame, how: Suspicion = SEYMOUR) -> pd.Da
         Read are ``antibiotic``, ``culture``, ``blood_culture`` and ``positive_culture``, at their ``time``. An event
         of which only the date is known counts at the start of that day, so a pair at the edge may be missed or won.
     how : Suspicion
+    encounters : DataFrame with ``events.ENCOUNTER_COLUMNS``, optional
+        Tells, for ``within="subject"``, when encounters began; one that is not there began with its first event. Each
+        ends with its first discharge or death, else with its last event.
 
     Returns
     -------
@@ -127,6 +135,8 @@ def suspected_infection(events: pd.DataFrame, how: Suspicion = SEYMOUR) -> pd.Da
         A column is missing.
     """
     _check(events)
+    if how.within == "subject":
+        events = _set_apart(events, encounters)
     antibiotics = _antibiotics(events, how)
     cultures = _dated(events, _CULTURES[how.cultures], "culture_time", how)
     found = [_alone(antibiotics, "antibiotic")] if how.signs in ("antibiotic", "either") else []
@@ -152,6 +162,35 @@ def _check(events: pd.DataFrame) -> None:
         raise DataError(
             f"Event table lacks {', '.join(missing)}. See features/events.py for what each column means."
         )
+
+
+def _set_apart(events: pd.DataFrame, encounters: pd.DataFrame | None) -> pd.DataFrame:
+    """The facts of suspicion, each encounter of subjects whose encounters overlap being a subject of its own."""
+    spans = _spans(events, encounters).sort_values(["subject", "begin", "end"], kind="stable")
+    ends = pd.Series(micros(spans["end"]), index=spans.index)
+    before = ends.groupby(spans["subject"]).cummax().groupby(spans["subject"]).shift()
+    overlapping = set(spans.loc[micros(spans["begin"]) < before, "subject"])
+    facts = events[events["concept"].isin(["antibiotic", *sum(_CULTURES.values(), ())])]
+    subject = facts["subject_id"].astype("str")
+    own = np.where(subject.isin(overlapping), subject + "//" + facts["encounter_id"].astype("str"), subject)
+    return facts.assign(subject_id=pd.array(own, dtype="str"))
+
+
+def _spans(events: pd.DataFrame, encounters: pd.DataFrame | None) -> pd.DataFrame:
+    """``subject``, ``begin`` and ``end`` of every encounter, indexed by it."""
+    columns = ["encounter_id", "subject_id", "concept", "time"]
+    present = events.loc[(events["status"] != "deleted") & events["time"].notna(), columns]
+    spans = present.groupby("encounter_id", observed=True).agg(
+        subject=("subject_id", "first"), begin=("time", "min"), end=("time", "max")
+    )
+    ended = present[present["concept"].isin(ENDS)].groupby("encounter_id", observed=True)["time"].min()
+    spans["end"] = ended.reindex(spans.index).fillna(spans["end"]).astype(UTC_US)
+    spans = spans.astype({"subject": "str"}).set_axis(spans.index.astype("str"))
+    if encounters is not None:
+        came = encounters["hospital_admission_time"].fillna(encounters["icu_admission_time"])
+        came.index = pd.Index(encounters["encounter_id"].astype("str"))
+        spans["begin"] = came.reindex(spans.index).fillna(spans["begin"]).astype(UTC_US)
+    return spans
 
 
 def _dated(events: pd.DataFrame, concepts: tuple[str, ...], name: str, how: Suspicion) -> pd.DataFrame:

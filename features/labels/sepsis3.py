@@ -64,7 +64,8 @@ class Sepsis3:
     unit
         One onset an ``encounter``, or one an ``icu_stay`` (mimic-code).
     antibiotic_in_icu
-        Only antibiotics begun in the ICU stay count (mimic-code). Needs the scored hours to be those of the ICU.
+        Only antibiotics begun in the ICU stay count (mimic-code). Needs the scored hours to be those of the ICU, and
+        suspicions that rest on an antibiotic: not ``signs`` of ``culture`` or ``either``.
     """
 
     suspicion: Suspicion = _MIMIC_SUSPICION
@@ -89,6 +90,11 @@ class Sepsis3:
         if self.sofa.where == "stay" and (self.antibiotic_in_icu or self.unit == "icu_stay"):
             raise SpecError(
                 "unit='icu_stay' and antibiotic_in_icu need sofa.where='icu'. Set them apart or together."
+            )
+        if self.antibiotic_in_icu and self.suspicion.signs in ("culture", "either"):
+            raise SpecError(
+                f"antibiotic_in_icu would leave out every suspicion by a culture alone, which suspicion.signs="
+                f"{self.suspicion.signs!r} asks for. Set antibiotic_in_icu=False, or signs='both' or 'antibiotic'."
             )
 
 
@@ -148,7 +154,9 @@ def sepsis_onset(
     scored instant of the rise; ``sofa_baseline`` and ``sofa_at_onset``, the scores it lies between. Sorted by encounter
     and stay. Not septic is to have no row; so is never to be scored, which only ``scored`` tells apart.
     """
-    found = suspected_infection(events, definition.suspicion) if suspicions is None else suspicions
+    found = suspicions
+    if found is None:
+        found = suspected_infection(events, definition.suspicion, encounters)
     hours = sofa_series(events, encounters, definition.sofa) if scored is None else scored
     by_encounter = {str(who): each for who, each in found.groupby("encounter_id", sort=False)}
     keys = ["encounter_id", "icu_stay"] if definition.unit == "icu_stay" else ["encounter_id"]

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from features import archive, streams
+from features import archive, cohorts, streams
 from features.errors import ConfigError, DataError, SpecError
 from features.sources import tables as source_tables
 from features.sources import visits
@@ -238,6 +238,18 @@ def test_onsets_are_those_worked_out(
     assert str(table["sofa_at_onset"].dtype) == "float64"
     assert f"{len(wanted)} of {len(units)}" in made.summary()
     assert made.attrition.loc[1].tolist() == ["age 18 years or more", 1, 3, 3]
+    last, kept = made.attrition.iloc[-1], made.attrition["encounters"].iloc[-2]
+    assert last["rule"] == labelling.SCORED
+    assert (last["left_out"], last["encounters"]) == (kept - len(units), len(units))
+    assert labelling.SCORED in made.summary()
+
+
+def test_who_was_never_scored_stands_in_the_attrition() -> None:
+    table = pd.DataFrame({"encounter_id": ["1", "2", "3"], "subject_id": ["a", "a", "b"]})
+    counted = pd.DataFrame([("all", 0, 3, 2)], columns=["rule", "left_out", "encounters", "subjects"])
+    units = pd.DataFrame({"encounter_id": ["1", "1"], "subject_id": ["a", "a"]})
+    told = labelling._with_unscored(cohorts.Cohort(table, counted), units)
+    assert told.iloc[-1].tolist() == [labelling.SCORED, 2, 1, 1]
 
 
 def test_coded_sepsis_stands_beside_with_intervals(

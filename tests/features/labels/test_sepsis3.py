@@ -190,6 +190,23 @@ def test_a_culture_of_an_earlier_encounter_counts_for_the_person_only(tell: Tell
     assert got["suspicion_time"].map(hours).tolist() == [1]
 
 
+def test_encounters_that_overlap_share_no_clock(tell: Tell) -> None:
+    rows = facts("culture@1", "first") + facts("antibiotic@20", "second")
+    rows += facts("culture@30", "elsewhere") + [
+        r | {"time": r["time"] + 130} for r in facts("antibiotic@0", "later")
+    ]
+    people = {"first": "a", "second": "a", "elsewhere": "b", "later": "b"}
+    events = tell(rows)
+    events = events.assign(subject_id=events["encounter_id"].map(people))
+    how = Suspicion(within="subject", culture_to_antibiotic=timedelta(hours=120))
+    assert suspected_infection(events, how)["encounter_id"].tolist() == ["later"]
+    both = patients("elsewhere", "later").assign(subject_id="b")
+    assert suspected_infection(events, how, both).empty, "both begin at hour 0, says the table"
+    together = events[events["encounter_id"].isin(["first", "second"])].assign(encounter_id="first")
+    assert len(suspected_infection(together, how)) == 1
+    assert suspected_infection(events[~events["concept"].isin(["antibiotic", "culture"])], how).empty
+
+
 def test_what_was_deleted_was_never_suspected(tell: Tell) -> None:
     rows = facts("culture@1 antibiotic@2")
     rows[1]["status"] = "deleted"
@@ -515,6 +532,8 @@ def test_scores_made_once_serve_many_definitions(tell: Tell) -> None:
         (lambda: Sepsis3(onset="now"), "earlier"),  # type: ignore[arg-type]
         (lambda: Sepsis3(rise=0), "above 0"),
         (lambda: Sepsis3(sofa=Sofa(where="stay")), "together"),
+        (lambda: Sepsis3(suspicion=Suspicion(signs="culture")), "antibiotic_in_icu=False"),
+        (lambda: Sepsis3(suspicion=Suspicion(signs="either")), "antibiotic_in_icu=False"),
         (lambda: Suspicion(signs="none"), "both, either"),  # type: ignore[arg-type]
         (lambda: Suspicion(antibiotic_count=0), "1 or more"),
         (lambda: Suspicion(count_within=timedelta(-1)), "negative"),
