@@ -425,10 +425,11 @@ class _Reader:
         name = "drug_exposure"
         columns: dict[str, Kind] = {
             "drug_concept_id": "id", "drug_source_concept_id": "id", "drug_source_value": "text",
-            "route_source_value": "text", "drug_exposure_end_datetime": "time", "drug_type_concept_id": "id",
+            "route_source_value": "text", "drug_exposure_end_date": "time", "drug_exposure_end_datetime": "time",
+            "drug_type_concept_id": "id",
             "quantity": "number", "dose_unit_source_value": "text",
         }  # fmt: skip
-        optional = tuple(columns)[1:]
+        optional, dates = tuple(columns)[1:], _Dates(self.tables, self.account)
         for frame in self.pieces(name, f"{name}_start_", f"{name}_id", columns, optional=optional):
             asked = ["drug_concept_id", "drug_source_concept_id", "drug_source_value"]
             place, answers = asked_once(frame, [*asked, "route_source_value"], self.words.drug)
@@ -440,30 +441,37 @@ class _Reader:
             frame, other = leave(frame, nameless, self.account, name, "no_drug_name"), nothing[~nameless]
             frame = leave(frame, other, self.account, name, "other_drug")
             anti = (frame["concept"] == "antibiotic").to_numpy()
-            yield from self.emit(name, self._antibiotics(frame[anti]), self._infusions(frame[~anti]))
+            yield from self.emit(name, self._antibiotics(frame[anti]), self._infusions(frame[~anti], dates))
 
     def _antibiotics(self, frame: pd.DataFrame) -> pd.DataFrame:
         drug = frame["drug"].astype("category")
         return self.facts(frame, coded(DRUGS, drug), concept="antibiotic", value=1.0, text=drug)
 
-    def _infusions(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def _infusions(self, frame: pd.DataFrame, dates: _Dates) -> pd.DataFrame:
         """The mean rate from start to end of each administration, 0 at its end.
 
-        An order is no infusion. A quantity in a unit by time is a rate already; one of a mass is spread over the time.
+        An order is no infusion. A quantity in a unit by time is a rate already. One of a mass is spread over the time,
+        which is known when it is over; where the hour of its end is unknown, it has no rate.
         """
         name = "drug_exposure"
         given = frame["drug_type_concept_id"].isin(list(known("administered")))
         frame = leave(frame, ~given, self.account, name, "order_without_rate")
-        end = micros_of(frame["drug_exposure_end_datetime"])
+        ends = dates.moment(frame, name, "drug_exposure_end_date", "drug_exposure_end_datetime")
+        over = ends["known"].fillna(ends["time"])
+        end = micros_of(over)
         minutes = (end - micros_of(frame["time"])) / 60e6
         unit = frame["dose_unit_source_value"].astype("str").fillna("")
         rated, mass = unit.str.contains("/").to_numpy(bool), unit.isin([*MASSES, "U", "units"]).to_numpy()
         timed = (end != NAT) & (minutes > 0) & (minutes <= LONGEST_MIN) & frame["known"].isna().to_numpy()
         quantity = frame["quantity"].to_numpy(np.float64)
         rate = np.where(rated, quantity, quantity / np.where(timed, minutes, np.nan))
-        usable = timed & (rated | mass) & (rate > 0)
+        usable = timed & (rated | (mass & ends["known"].isna().to_numpy())) & (rate > 0)
+        if (usable & ~rated).any():
+            self.account.note(
+                "The mean rate of an infusion told by its mass is known when the infusion ends."
+            )
         per = unit.where(rated, unit + "/min").astype("category")
-        frame = frame.assign(rate=rate, per=per, end=frame["drug_exposure_end_datetime"])
+        frame = frame.assign(rate=rate, per=per, end=over, known=over.where(~rated))
         return self._weighed(leave(frame, ~usable, self.account, name, "no_rate"))
 
     def _weighed(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -482,7 +490,7 @@ class _Reader:
             unit=frame["per"],
             source_id="1:" + frame["source"],
         )
-        over = frame.assign(time=frame["end"])
+        over = frame.assign(time=frame["end"], known=since(np.full(len(frame), NAT)).array)
         ended = self.facts(
             over, code, concept=concept, value=0.0, unit=frame["per"], source_id="0:" + frame["source"]
         )

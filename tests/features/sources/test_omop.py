@@ -427,7 +427,25 @@ def test_rates_are_spread_over_the_time_and_the_weight(write: Write) -> None:
     usable, _ = clean(rates)
     assert usable["numeric_value"].tolist() == pytest.approx([0.1, 0.0, 0.2, 0.0]), "0.96 mg in 2 h at 80 kg"
     assert rates["concept"].unique().tolist() == ["norepinephrine"]
+    known = rates.sort_values(["time", "numeric_value"])["available_time"].tolist()
+    assert known[0] == utc("2026-05-02 12:00"), "a mean over the time is known when the time is over"
+    assert all(pd.isna(k) for k in known[1:])
+    assert "known when the infusion ends" in " ".join(found.account.notes)
     assert found.left("drug_exposure") == {"no_rate": 2, "order_without_rate": 1, "no_weight": 1}
+
+
+@pytest.mark.usefixtures("curing")
+def test_an_infusion_that_ends_on_a_date_runs_until_its_end_and_has_no_mean(write: Write) -> None:
+    end = {"drug_exposure_end_date": "2026-05-02"}
+    rows = [
+        drug(1, "2026-05-02 10:00", 0, "Norepi", quantity=0.2, dose_unit_source_value="mcg/kg/min", **end),
+        drug(2, "2026-05-02 10:00", 0, "Norepi", quantity=1, dose_unit_source_value="mg", **end),
+    ]
+    found = read(write(drug_exposure=rows))
+    rates = found.of("OMOP_DRUG//Norepi")
+    assert rates["time"].tolist() == [utc("2026-05-02 10:00"), utc("2026-05-03")]
+    assert rates["numeric_value"].tolist() == [0.2, 0]
+    assert found.left("drug_exposure") == {"no_rate": 1}
 
 
 def test_ventilation_runs_from_start_to_end(write: Write) -> None:
