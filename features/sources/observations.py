@@ -51,6 +51,8 @@ A table of stays may stand beside the observations; without it, an encounter beg
     encounter_class = "class"       # ed, ward or icu
     age_years = "age"               # also: unit, specialty, sex, icu_type
 
+An admission with a bare date is known the next day, or when the stay ends before; a discharge with one ends that day.
+An ``available_time`` before its ``time`` cannot be true and is left to the policy.
 Both are streamed; the stays are held.
 """
 
@@ -194,7 +196,7 @@ class _Book:
         self.subject: dict[str, str] = {}
         if stays is not None:
             self.subject = dict(zip(stays["encounter_id"], stays["subject_id"], strict=True))
-            begin, end = (_micros(stays[c]) for c in ("hospital_admission_time", "hospital_discharge_time"))
+            begin, end = (_micros(stays[c]) for c in ("begin", "hospital_discharge_time"))
             for row in zip(stays["subject_id"], begin, end, stays["encounter_id"], strict=True):
                 self.begins.setdefault(row[0], []).append((int(row[1]), int(row[2]), row[3]))
 
@@ -266,7 +268,7 @@ def _read_stays(plan: Layout, account: ReadAccount, timezone: str) -> pd.DataFra
     table = pd.DataFrame({o: _stay_column(o, raw[t], timezone) for o, t in plan.stay_columns.items()})
     blank = no_encounters()
     blank["hospital_discharge_time"] = pd.Series(dtype=UTC_US)
-    table = _completed(table, blank)
+    table = _known_later(_completed(table, blank), raw, plan, timezone)
     unnamed = (table["encounter_id"] == "") | (table["subject_id"] == "")
     repeated = table["encounter_id"].duplicated() & ~unnamed
     account.leave("encounters", "no_identity", int(unnamed.sum()))
@@ -274,7 +276,25 @@ def _read_stays(plan: Layout, account: ReadAccount, timezone: str) -> pd.DataFra
     return table[~unnamed & ~repeated].reset_index(drop=True)
 
 
+def _known_later(table: pd.DataFrame, raw: pd.DataFrame, plan: Layout, timezone: str) -> pd.DataFrame:
+    """Admissions at the instant they were known; ``begin`` is from when on facts belong to the stay.
+
+    Of a bare date nobody knew before that day was over, or the stay, or, of the hospital, before intensive care began.
+    """
+    begin, left, known = table["hospital_admission_time"], table["hospital_discharge_time"], {}
+    for name in ("hospital_admission_time", "icu_admission_time"):
+        time, seen = table[name], table[name]
+        if name in plan.stay_columns:
+            seen = _latest(raw[plan.stay_columns[name]], timezone)
+        known[name] = seen.where(~((left < seen) & (left >= time)), left)
+    admitted, icu = known["hospital_admission_time"], known["icu_admission_time"]
+    moved = (icu >= begin) & (icu < admitted)
+    return table.assign(begin=begin, **known).assign(hospital_admission_time=admitted.where(~moved, icu))
+
+
 def _stay_column(ours: str, column: pd.Series, timezone: str) -> pd.Series:
+    if ours == "hospital_discharge_time":
+        return _latest(column, timezone)
     if ours.endswith("_time"):
         return _times(column, timezone)[0]
     if ours == "age_years":
@@ -321,7 +341,8 @@ def _rows(piece: pd.DataFrame, plan: Layout, timezone: str, file: str, first: in
     said = plan.columns.get("available_time")
     nothing = pd.Series(pd.NaT, index=piece.index, dtype=UTC_US)
     told = _latest(piece[said], timezone) if said else nothing
-    told = told.where(told.isna() | (told >= time), time)
+    # One who knew before it happened did not: when it was visible is as good as unsaid.
+    told = told.where(told >= time)
     # What happened on some day, at no known hour, can have been known the next day only.
     tomorrow = _next_day(time, timezone)
     told = told.where(~(bare & told.isna()), tomorrow)

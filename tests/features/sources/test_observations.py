@@ -147,9 +147,14 @@ def test_a_result_released_on_some_day_is_known_the_next(tmp_path: Path):
     assert events["available_time"].iloc[1] == pd.Timestamp("2026-01-13T00:00Z")
 
 
-def test_nothing_is_known_before_it_happened(tmp_path: Path):
+def test_a_result_released_before_it_was_taken_is_left_to_the_policy(tmp_path: Path):
+    # One of the two times is wrong, nobody knows which; to be known at once would be the boldest guess of all.
     _, events, _ = read(lay(tmp_path, LONG, ROWS.replace("2026-01-12 09:00", "2026-01-12 07:00")))
-    assert events["available_time"].iloc[1] == events["time"].iloc[1]
+    assert pd.isna(events["available_time"].iloc[1])
+    assert (
+        clean.fill_available_time(clean.clean(events)[0])[0]["available_time"].iloc[1]
+        > events["time"].iloc[1]
+    )
 
 
 def test_the_hour_that_clocks_skip_moves_forward(tmp_path: Path):
@@ -182,6 +187,26 @@ def test_a_table_of_stays_says_who_was_where(tmp_path: Path):
         ("encounters", "repeated"): 1,
         ("observations", "encounter_of_another_subject"): 1,
     }
+
+
+def test_a_stay_of_dates_is_known_the_next_day_and_lasts_the_last(tmp_path: Path):
+    stays = """\
+no,patient,in,out,icu
+1,7,2026-01-12,2026-01-14,2026-01-13
+2,7,2026-02-12,2026-02-12 15:00,2026-02-12
+3,7,2026-03-12,,2026-03-12 10:00
+4,7,2026-04-12 09:00,2026-04-12,2026-04-12
+"""
+    rows = "patient_no,stay_no,taken,validated,test,result,unit,state\n" + "".join(
+        f"7,,{taken},,HF,88,,\n" for taken in ("2026-01-12 03:00", "2026-01-14 23:00", "2026-04-12 20:00")
+    )
+    columns = STAYS.split("encounter_class")[0] + 'icu_admission_time = "icu"\n'
+    encounters, events, _ = read(lay(tmp_path, LONG + columns, rows, stays))
+    admitted = ["2026-01-13", "2026-02-12 15:00", "2026-03-12 10:00", "2026-04-12 09:00"]
+    icu = ["2026-01-14", "2026-02-12 15:00", "2026-03-12 10:00", "2026-04-13"]
+    for column, known in (("hospital_admission_time", admitted), ("icu_admission_time", icu)):
+        assert encounters[column].tolist() == [pd.Timestamp(t, tz="UTC") for t in known]
+    assert events["encounter_id"].tolist() == ["1", "1", "4"], "the days themselves belong to the stay"
 
 
 def test_rows_that_cannot_be_used_are_counted(tmp_path: Path):
