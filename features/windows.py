@@ -215,8 +215,8 @@ def flatten_one(
 def read_flat(path: Path, concepts: Sequence[str], threads: int = 1) -> FlatEvents:
     """The same as :func:`flatten` of a Parquet file of cleaned canonical events, without a table in between.
 
-    Identities at the source are read only where they decide something: ties, and corrections. Threads take a row group
-    each.
+    Identities at the source are read only where they decide something: ties, and corrections. With more than one
+    thread Arrow decodes columns side by side.
 
     Raises
     ------
@@ -252,17 +252,9 @@ def _read_columns(path: Path, threads: int) -> tuple[pa.Table, bool]:
     with pq.ParquetFile(path, memory_map=True) as file:
         _check(file.schema_arrow.names)
         late = not _stored_alike(path, file, "time", "available_time")
-        groups = list(range(file.metadata.num_row_groups))
     columns = [*_TEXT, "time", *(["available_time"] if late else []), "numeric_value"]
-
-    def read(some: list[int]) -> pa.Table:
-        with pq.ParquetFile(path, memory_map=True, read_dictionary=_TEXT) as file:
-            return file.read_row_groups(some, columns, use_threads=False)
-
-    if threads <= 1 or len(groups) < 2:
-        return read(groups), late
-    with ThreadPoolExecutor(threads) as pool:
-        return pa.concat_tables(pool.map(read, [[g] for g in groups])), late
+    with pq.ParquetFile(path, memory_map=True, read_dictionary=_TEXT) as file:
+        return file.read(columns, use_threads=threads > 1), late
 
 
 @dataclass(frozen=True, slots=True)
