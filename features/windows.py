@@ -1,9 +1,9 @@
 """What a window feature is, and the one call that builds them, for a cohort or for one patient.
 
 A window feature is ``concept x statistic x lookback``. An event belongs to a window when its ``time`` lies in
-``(t - lookback, t]``, and may be read when ``available_time <= t``. What a window
-says depends on the events in it alone, however the kernel reaches them, and nothing is kept between calls: batch and
-online give the same bits, and hindsight has nowhere to enter.
+``(t - lookback, t]``, and may be read when ``available_time <= t``. What a window says depends on the events in it
+alone, however the kernel reaches them, and nothing is kept between calls: batch and online give the same bits, and
+hindsight has nowhere to enter.
 """
 
 from __future__ import annotations
