@@ -17,6 +17,7 @@ after the conformal correction of :class:`models.forecast.Recalibration`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -701,7 +702,13 @@ class Cell:
     @property
     def short(self) -> float | None:
         """P(more patients than open beds at the window's end); None without a number of open beds."""
-        return None if self.open_beds is None else 1.0 - self.occupied_after.cdf(self.open_beds)
+        return self.over(1.0)
+
+    def over(self, share: float) -> float | None:
+        """P(more than this share of the open beds is taken at the window's end); None without a number of them."""
+        if self.open_beds is None:
+            return None
+        return 1.0 - self.occupied_after.cdf(math.floor(share * self.open_beds + 1e-9))
 
 
 def assemble(

@@ -125,17 +125,17 @@ class BedForecast:
         """The JSON of ``GET /v1/forecast/beds``; instants in UTC."""
         fresh = self.freshness
         return {
-            "at": _iso(self.at),
+            "at": iso(self.at),
             "timezone": self.timezone,
             "model": self.model_id,
             "trained_on": self.origin,
             "degraded": list(fresh.silent),
             "notes": list(fresh.notes),
-            "newest_visit": _iso(fresh.newest_visit),
-            "newest_observation": _iso(fresh.newest_observation),
+            "newest_visit": iso(fresh.newest_visit),
+            "newest_observation": iso(fresh.newest_observation),
             "in_ed": {"patients": self.in_ed_now, "will_be_admitted": _counts(self.in_ed)},
             "windows": [
-                {"key": w.key, "label": w.label, "start": _iso(w.start), "end": _iso(w.end)} for w in self.windows
+                {"key": w.key, "label": w.label, "start": iso(w.start), "end": iso(w.end)} for w in self.windows
             ],
             "levels": [self._level(level) for level in self.levels],
             "record": [
@@ -175,7 +175,8 @@ def _counts(counts: Counts, mean: float | None = None) -> dict[str, Any]:
     }
 
 
-def _iso(at: pd.Timestamp | None) -> str | None:
+def iso(at: pd.Timestamp | None) -> str | None:
+    """An instant as ISO 8601 in UTC, with Z."""
     return None if at is None else at.tz_convert("UTC").isoformat().replace("+00:00", "Z")
 
 
