@@ -7,6 +7,7 @@ the hours of one patient are not independent.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -30,6 +31,11 @@ LABEL_LEAD_H: Final = 6
 BINS: Final = 2048
 GROUPS: Final = 200
 TINY: Final = 1e-9
+BATCH: Final = 50
+"""Replicates whose patients are drawn in one go."""
+
+DISTANCES: Final = ("ici", "e50", "e90", "reliability")
+"""Measures that noise can only make larger."""
 
 
 def expit(x: Floats) -> Floats:
@@ -182,25 +188,48 @@ def logistic(design: Floats, offset: Floats, label: Floats, weight: Floats) -> F
     return beta
 
 
-def smooth_observed(predicted: Floats, observed: Floats, weight: Floats, span: float = 0.75) -> Floats:
-    """Loess (local quadratic, tricube) of observed on predicted, at each group's prediction, shape
-    (n_groups,).
+@dataclass(frozen=True)
+class Loess:
+    """Local quadratic smoothing (tricube) of groups' outcomes at the groups' own predictions.
 
-    ``predicted``, ``observed`` and ``weight`` are mean probability, share of positives and number of rows
-    of each group; each local fit reads the nearest groups that hold ``span`` of all rows.
+    The geometry is kept, so that resampled patients, who only change the weights, are smoothed at little cost.
     """
-    distance = np.abs(predicted[:, None] - predicted[None, :])
-    order = np.argsort(distance, axis=1, kind="stable")
-    reached = np.cumsum(weight[order], axis=1) >= span * weight.sum()
-    farthest = np.take_along_axis(order, reached.argmax(axis=1)[:, None], axis=1)
-    width = np.maximum(np.take_along_axis(distance, farthest, axis=1), 1e-12) * (1 + 1e-9)
-    kernel = np.clip(1 - (distance / width) ** 3, 0, None) ** 3 * weight[None, :]
-    centred = (predicted[None, :] - predicted[:, None]) / width
-    powers = np.stack([np.ones_like(centred), centred, centred**2], axis=2)
-    gram = np.einsum("ij,ijk,ijl->ikl", kernel, powers, powers)
-    gram += np.eye(3) * 1e-9 * kernel.sum(axis=1)[:, None, None]
-    target = np.einsum("ij,ijk,j->ik", kernel, powers, observed)
-    return np.clip(np.linalg.solve(gram, target[:, :, None])[:, 0, 0], 0.0, 1.0)
+
+    distance: Floats
+    order: Ints
+    span: float = 0.75
+
+    @classmethod
+    def at(cls, predicted: Floats, span: float = 0.75) -> Loess:
+        """A smoother for groups with these mean probabilities, shape (n_groups,)."""
+        distance = predicted[None, :] - predicted[:, None]
+        return cls(distance, np.argsort(np.abs(distance), axis=1, kind="stable"), span)
+
+    def smooth(self, observed: Floats, weight: Floats) -> Floats:
+        """Smoothed share of positives at each group, shape (n_groups,).
+
+        ``observed`` and ``weight`` are share of positives and number of rows of each group; each local fit reads the
+        nearest groups that hold ``span`` of all rows.
+        """
+        reached = np.cumsum(weight[self.order], axis=1) >= self.span * weight.sum()
+        farthest = np.take_along_axis(self.order, reached.argmax(axis=1)[:, None], axis=1)
+        width = np.maximum(np.abs(np.take_along_axis(self.distance, farthest, axis=1)), 1e-12) * (1 + 1e-9)
+        centred = self.distance / width
+        near = np.clip(1 - np.abs(centred) ** 3, 0, None)
+        kernel = near * near * near * weight[None, :]
+        powers = [kernel]
+        for _ in range(4):
+            powers.append(powers[-1] * centred)
+        sums = [power.sum(axis=1) for power in powers]
+        gram = np.stack([np.stack(sums[i : i + 3], axis=1) for i in range(3)], axis=1)
+        gram += np.eye(3) * 1e-9 * sums[0][:, None, None]
+        target = np.stack([power @ observed for power in powers[:3]], axis=1)
+        return np.clip(np.linalg.solve(gram, target[:, :, None])[:, 0, 0], 0.0, 1.0)
+
+
+def smooth_observed(predicted: Floats, observed: Floats, weight: Floats, span: float = 0.75) -> Floats:
+    """Loess of observed on predicted, at each group's prediction, shape (n_groups,); see :class:`Loess`."""
+    return Loess.at(predicted, span).smooth(observed, weight)
 
 
 def calibration_groups(label: Ints, probability: Floats) -> tuple[Floats, Floats, Floats]:
@@ -215,11 +244,17 @@ def calibration_groups(label: Ints, probability: Floats) -> tuple[Floats, Floats
     return _grouped(group, np.ones(len(group)), label.astype(np.float64), probability)
 
 
-def _grouped(group: Ints, size: Floats, positive: Floats, expected: Floats) -> tuple[Floats, Floats, Floats]:
+def _grouped(
+    group: Ints, size: Floats, positive: Floats, expected: Floats, empty: Floats | None = None
+) -> tuple[Floats, Floats, Floats]:
+    """Means of groups; groups without rows are left out, or stand with weight 0 at ``empty``'s predictions."""
     total = np.bincount(group, weights=size).astype(np.float64)
-    kept = total > 0
-    predicted = np.bincount(group, weights=expected)[kept] / total[kept]
-    return predicted, np.bincount(group, weights=positive)[kept] / total[kept], total[kept]
+    kept = total > 0 if empty is None else np.ones(len(total), dtype=np.bool_)
+    rows = np.maximum(total[kept], TINY)
+    predicted = np.bincount(group, weights=expected)[kept] / rows
+    if empty is not None:
+        predicted = np.where(total > 0, predicted, empty)
+    return predicted, np.bincount(group, weights=positive)[kept] / rows, total[kept]
 
 
 def ici(predicted: Floats, observed: Floats, size: Floats) -> float:
@@ -228,8 +263,53 @@ def ici(predicted: Floats, observed: Floats, size: Floats) -> float:
     Austin & Steyerberg, Stat Med 2019;38:4051 (loess, span 0.75, degree 2), on the groups of
     :func:`calibration_groups` instead of single rows, which makes a million rows affordable.
     """
-    smooth = smooth_observed(predicted, observed, size) if len(predicted) >= 4 else observed
-    return float(np.average(np.abs(smooth - predicted), weights=size))
+    return calibration_distances(predicted, observed, size)["ici"]
+
+
+def calibration_distances(
+    predicted: Floats, observed: Floats, size: Floats, loess: Loess | None = None
+) -> dict[str, float]:
+    """``ici``, and ``e50`` and ``e90``: mean, median and 90th percentile over rows of the distance between a
+    probability and its smoothed observed frequency (Austin & Steyerberg 2019)."""
+    enough = len(predicted) >= 4
+    smooth = (loess or Loess.at(predicted)).smooth(observed, size) if enough else observed
+    distance = np.abs(smooth - predicted)
+    order = np.argsort(distance, kind="stable")
+    share = np.cumsum(size[order]) / max(size.sum(), TINY)
+    at = [min(int(share.searchsorted(q)), len(order) - 1) for q in (0.5, 0.9)] if len(order) else []
+    e50, e90 = (float(distance[order[i]]) for i in at) if at else (float("nan"), float("nan"))
+    index = float(np.average(distance, weights=size)) if size.sum() > 0 else float("nan")
+    return {"ici": index, "e50": e50, "e90": e90}
+
+
+def brier_parts(predicted: Floats, observed: Floats, size: Floats, error: float) -> dict[str, float]:
+    """The Brier score taken apart: ``reliability`` - ``resolution`` + ``uncertainty`` = ``error``.
+
+    Murphy, J Appl Meteorol 1973;12:595, over the groups of :func:`calibration_groups`. What probabilities tell apart
+    within a group counts as resolution (Stephenson et al., Weather Forecast 2008;23:752), so that the three parts
+    add up exactly.
+    """
+    rows = size.sum()
+    rate = float((size * observed).sum() / rows) if rows > 0 else float("nan")
+    reliability = float((size * (predicted - observed) ** 2).sum() / rows) if rows > 0 else float("nan")
+    uncertainty = rate * (1 - rate)
+    return {
+        "reliability": reliability,
+        "resolution": reliability + uncertainty - error,
+        "uncertainty": uncertainty,
+    }
+
+
+def net_benefit(label: Ints, flagged: Bools, threshold: float) -> float:
+    """True positives less false ones at the exchange rate of the threshold, per row: ``TP/n - FP/n * t/(1 - t)``.
+
+    Vickers & Elkin, Med Decis Making 2006;26:565. Treating nobody is worth 0.
+    """
+    if not len(label):
+        return float("nan")
+    true = float((flagged & (label == 1)).sum())
+    false = float(flagged.sum()) - true
+    return (true - false * threshold / (1 - threshold)) / len(label)
 
 
 # ------------------------------------------------------------ the whole table
@@ -272,37 +352,89 @@ class Scored:
         label, probability = self.label[seen], self.probability[seen]
         positive, negative = _counts_by_score(label, probability)
         sums = (
-            self.gain[self.alarm].sum(),
-            np.maximum(self.gain, 0).sum(),
-            ((probability - label) ** 2).sum(),
+            float(self.gain[self.alarm].sum()),
+            float(np.maximum(self.gain, 0).sum()),
+            float(((probability - label) ** 2).sum()),
+            float(probability.sum()),
         )
         line = calibration_line(label.astype(np.float64), probability, np.ones(len(label)))
         groups = calibration_groups(label, probability)
-        return _measures(positive, negative, (*sums, probability.sum()), line, ici(*groups))
+        return _measures(positive, negative, sums, line, groups, calibration_distances(*groups))
 
     def intervals(self, replicates: int, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
         """95 % percentile intervals of every measure over resampled patients.
 
-        Scores are read in 2,048 bins of equal size here, which moves an AUROC by less than 0.0005. The ICI is a
-        distance, which resampling only lengthens, so its interval is moved to have its median at the figure itself.
+        Scores are read in 2,048 bins of equal size here, which moves an AUROC by less than 0.0005. ``DISTANCES`` are
+        distances, which resampling only lengthens, so their intervals are moved to have their median at the figure
+        itself.
         """
-        draws = [self._resampled(rng) for _ in range(replicates)]
+        draws = [self._measured(cells, sums) for cells, sums in self._resampled(replicates, rng)]
         table = {name: np.array([d[name] for d in draws]) for name in draws[0]}
         seen = ~np.isnan(self.probability)
-        index = ici(*calibration_groups(self.label[seen], self.probability[seen]))
-        table["ici"] = np.maximum(table["ici"] - np.median(table["ici"]) + index, 0.0)
+        groups = calibration_groups(self.label[seen], self.probability[seen])
+        exact = calibration_distances(*groups) | brier_parts(*groups, 0.0)
+        for name in DISTANCES:
+            table[name] = np.maximum(table[name] - np.median(table[name]) + exact[name], 0.0)
         return {name: _percentiles(values) for name, values in table.items()}
 
-    def _resampled(self, rng: np.random.Generator) -> dict[str, float]:
-        drawn = np.bincount(rng.integers(0, self.patients, self.patients), minlength=self.patients)
-        cell, patient, expected, group = self._binned
-        counts = np.bincount(cell, weights=drawn[patient], minlength=2 * len(expected))
-        cells = counts.reshape(-1, 2).astype(np.float64)
+    def net_benefits(
+        self, thresholds: Sequence[float], replicates: int, rng: np.random.Generator
+    ) -> list[tuple[float, float, float]]:
+        """Net benefit of alarming at each threshold, with its 95 % interval over resampled patients.
+
+        Per scored row; the interval reads scores in 2,048 bins.
+        """
+        seen = ~np.isnan(self.probability)
+        label, p = self.label[seen], self.probability[seen]
+        mean = self._binned[2]
+        drawn = []
+        for cells, _ in self._resampled(replicates, rng):
+            rows = max(float(cells.sum()), 1.0)
+            above = [(cells[mean >= t].sum(axis=0), t) for t in thresholds]
+            drawn.append([(yes - no * t / (1 - t)) / rows for (no, yes), t in above])
+        table = np.array(drawn)
+        return [(net_benefit(label, p >= t, t), *_percentiles(table[:, i])) for i, t in enumerate(thresholds)]
+
+    def _resampled(self, replicates: int, rng: np.random.Generator) -> Iterator[tuple[Floats, Floats]]:
+        """Counts by bin and label, shape (n_bins, 2), and the sums of :func:`_measures`, of each replicate.
+
+        Patients enter through a sparse table of what each adds, so that a replicate never walks the rows.
+        """
+        from scipy.sparse import csr_array  # only intervals need it
+
+        cell, patient, expected, _ = self._binned
+        shape = (self.patients, 2 * len(expected))
+        share = csr_array((np.ones(len(cell)), (patient, cell)), shape=shape).T.tocsr()
+        for first in range(0, replicates, BATCH):
+            size = min(BATCH, replicates - first)
+            drawn = np.stack([self._drawn(rng) for _ in range(size)], axis=1)
+            counts, sums = share @ drawn, drawn.T @ self._per_patient
+            for k in range(size):
+                yield counts[:, k].reshape(-1, 2), sums[k]
+
+    def _drawn(self, rng: np.random.Generator) -> Floats:
+        who = rng.integers(0, self.patients, self.patients)
+        return np.bincount(who, minlength=self.patients).astype(np.float64)
+
+    def _measured(self, cells: Floats, sums: Floats) -> dict[str, float]:
+        group, loess, grid = self._smoother
         size = cells.sum(axis=1)
-        predicted, observed, weight = _grouped(group, size, cells[:, 1], size * expected)
+        predicted, observed, weight = _grouped(group, size, cells[:, 1], size * self._binned[2], grid)
         line = calibration_line(observed, predicted, weight)
-        sums = tuple(float(s) for s in drawn @ self._per_patient)
-        return _measures(cells[:, 1], cells[:, 0], sums, line, ici(predicted, observed, weight))
+        distances = calibration_distances(predicted, observed, weight, loess)
+        parts = tuple(float(s) for s in sums)
+        return _measures(cells[:, 1], cells[:, 0], parts, line, (predicted, observed, weight), distances)
+
+    @cached_property
+    def _smoother(self) -> tuple[Ints, Loess | None, Floats]:
+        """Group of each bin, a smoother at the groups' predictions, and those predictions."""
+        cell, _, expected, place = self._binned
+        group = np.unique(place, return_inverse=True)[1].astype(np.int64)
+        size = np.bincount(cell // 2, minlength=len(expected)).astype(np.float64)
+        grid = np.bincount(group, weights=size * expected) / np.maximum(
+            np.bincount(group, weights=size), TINY
+        )
+        return group, Loess.at(grid) if len(grid) >= 4 else None, grid
 
     @cached_property
     def _per_patient(self) -> Floats:
@@ -318,30 +450,37 @@ class Scored:
         """Cell (bin and label) and patient of each scored row; mean probability and group of each bin."""
         seen = ~np.isnan(self.probability)
         p = self.probability[seen]
-        edges = np.unique(np.quantile(p, np.linspace(0, 1, BINS + 1)[1:-1]))
+        edges = np.unique(np.quantile(p, np.linspace(0, 1, BINS + 1)[1:-1])) if len(p) else np.array([])
         place = edges.searchsorted(p, side="right").astype(np.int64)
         size = np.bincount(place, minlength=len(edges) + 1)
         mean = np.bincount(place, weights=p, minlength=len(edges) + 1) / np.maximum(size, 1)
-        share = (np.cumsum(size) - size / 2) / size.sum()
+        share = (np.cumsum(size) - size / 2) / max(size.sum(), 1)
         half = GROUPS // 2
         group = np.where(share < 0.9, share / 0.9 * half, half + (share - 0.9) * 10 * half).astype(np.int64)
         return place * 2 + self.label[seen], self.patient[seen], mean, group
 
 
 def _measures(
-    positive: Floats, negative: Floats, sums: tuple[float, ...], line: tuple[float, float], index: float
+    positive: Floats,
+    negative: Floats,
+    sums: tuple[float, ...],
+    line: tuple[float, float],
+    groups: tuple[Floats, Floats, Floats],
+    distances: dict[str, float],
 ) -> dict[str, float]:
-    gained, best, error, expected = sums
+    gained, best, squares, expected = sums
     rows = positive.sum() + negative.sum()
     rate = positive.sum() / rows if rows else float("nan")
     variance = rate * (1 - rate)
+    error = squares / rows if rows else float("nan")
     return {
         "utility": gained / best if best > 0 else float("nan"),
         "auroc": _auroc(positive, negative),
         "auprc": _auprc(positive, negative),
-        "brier": error / rows if rows else float("nan"),
-        "brier_skill": 1 - error / rows / variance if variance > 0 else float("nan"),
-        "ici": index,
+        "brier": error,
+        "brier_skill": 1 - error / variance if variance > 0 else float("nan"),
+        **brier_parts(*groups, error),
+        **distances,
         "slope": line[0],
         "intercept": line[1],
         "observed_expected": positive.sum() / expected if expected > 0 else float("nan"),
