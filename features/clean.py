@@ -7,6 +7,7 @@ of its own, for whoever holds whole instants.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -138,6 +139,37 @@ def clean(events: pd.DataFrame, keep_unmapped: bool = False) -> tuple[pd.DataFra
         "unit": _units(kept["unit"], concept[keep]),
     }
     return kept.reset_index(drop=True).assign(**columns), account
+
+
+def clean_one(code: str, unit: str, value: float | None, text: str | None) -> tuple[int, float, str | None]:
+    """What :func:`clean` makes of one event that is not deleted and whose source names no concept of its own.
+
+    Returns
+    -------
+    position of the concept in concepts.csv (-1: unmapped), canonical value, and why it is set aside, if it is.
+    """
+    known = _pair(code.strip(), unit.strip(), "")
+    raw = np.nan if value is None else value
+    if raw != raw and known.concept >= 0 and text is not None:
+        raw = loader.texts().get((_vocabulary()[0][known.concept], text.strip().lower()), np.nan)
+    low, high, factor, offset = known.repair
+    if not low <= raw <= high:
+        factor, offset = known.factor, known.offset
+    canonical = raw * factor + offset
+    return known.concept, canonical, _fault_of(known, raw, canonical)
+
+
+def _fault_of(known: _Pair, raw: float, value: float) -> str | None:
+    if known.fault >= 0:
+        return REASONS[known.fault]
+    if not math.isfinite(value):
+        return "not_a_number"
+    inside = known.low <= value <= known.high
+    if raw in known.never or (not inside and raw in known.marks):
+        return "sentinel"
+    if inside:
+        return None
+    return "misfiled" if known.misfiled[0] <= value < known.misfiled[1] else "impossible_value"
 
 
 def contradictions(events: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

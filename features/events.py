@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from features.clock import HOUR_US, UTC_US
@@ -41,8 +42,13 @@ ENCOUNTER_COLUMNS: Final[dict[str, str]] = {
     "icu_admission_time": "first hour in intensive care; empty when never there",
 }
 
+ENCOUNTER_CONCEPTS: Final = ("age_years", "male", "medical_icu", "icu_admission", "hours_before_icu")
+"""What an encounter says of its patient, as concepts."""
+
 TIMES: Final = ("time", "available_time")
 NAT: Final = np.iinfo(np.int64).min
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 STATUSES: Final = ("final", "corrected", "preliminary", "deleted")
 
 # What an encounter says about its patient becomes events as well, so that windows read one kind of thing.
@@ -100,26 +106,12 @@ def encounter_events(encounters: pd.DataFrame) -> pd.DataFrame:
     ``icu_admission`` (1, at the admission) and ``hours_before_icu`` (hospital to ICU admission). A fact that is
     empty in the encounter makes no event.
     """
-    icu, hospital = (
-        _instants(encounters, "icu_admission_time"),
-        _instants(encounters, "hospital_admission_time"),
-    )
-    in_icu, admitted = icu != NAT, hospital != NAT
-    arrived = np.where(admitted & (~in_icu | (hospital < icu)), hospital, icu)
-    before = np.where(in_icu & admitted, (icu - hospital) / HOUR_US, np.nan)
-    facts: dict[str, np.ndarray] = {
-        "age_years": encounters["age_years"].to_numpy(dtype="float64"),
-        "male": _one_hot(encounters["sex"], "male", "female"),
-        "medical_icu": _one_hot(encounters["icu_type"], "medical", "surgical"),
-        "icu_admission": np.where(in_icu, 1.0, np.nan),
-        "hours_before_icu": before,
-    }
-    about_icu = {"medical_icu", "icu_admission", "hours_before_icu"}
-    since = {name: np.where(in_icu, icu, hospital) if name in about_icu else arrived for name in facts}
-    rows = [np.flatnonzero(~np.isnan(values) & (since[name] != NAT)) for name, values in facts.items()]
-    which = np.concatenate(rows)
-    known = np.concatenate([since[name][r] for name, r in zip(facts, rows, strict=True)])
-    concept = np.repeat(np.array(list(facts), dtype=object), [len(r) for r in rows])
+    times = (_instants(encounters, f"{place}_admission_time") for place in ("icu", "hospital"))
+    age = encounters["age_years"].to_numpy(dtype="float64")
+    male = _one_hot(encounters["sex"], "male", "female")
+    medical = _one_hot(encounters["icu_type"], "medical", "surgical")
+    which, place, known, values = encounter_facts(*times, age, male, medical)
+    concept = np.array(ENCOUNTER_CONCEPTS, dtype=object)[place]
     when = pd.Series(pd.DatetimeIndex(known.view("datetime64[us]"), tz="UTC"))
     return pd.DataFrame(
         {
@@ -129,13 +121,33 @@ def encounter_events(encounters: pd.DataFrame) -> pd.DataFrame:
             "available_time": when,
             "code": "WARDCAST//" + pd.Series(concept),
             "concept": pd.Series(concept),
-            "numeric_value": np.concatenate([v[r] for v, r in zip(facts.values(), rows, strict=True)]),
+            "numeric_value": values,
             "text_value": None,
             "unit": None,
             "status": "final",
             "source_id": "encounter",
         }
     )
+
+
+def encounter_facts(
+    icu: Ints, hospital: Ints, age: Floats, male: Floats, medical: Floats
+) -> tuple[Ints, Ints, Ints, Floats]:
+    """The same on bare arrays, one item an encounter: ``NAT`` or NaN where nobody said, times in microseconds.
+
+    Returns
+    -------
+    position of the encounter, position in :data:`ENCOUNTER_CONCEPTS`, time and value of each fact.
+    """
+    in_icu, admitted = icu != NAT, hospital != NAT
+    arrived = np.where(admitted & (~in_icu | (hospital < icu)), hospital, icu)
+    both = in_icu & admitted
+    before = np.where(both, np.where(both, icu - hospital, 0) / HOUR_US, np.nan)
+    values = np.array([age, male, medical, np.where(in_icu, 1.0, np.nan), before])
+    ward = np.where(in_icu, icu, hospital)
+    since = np.array([arrived, arrived, ward, ward, ward])
+    concept, which = np.nonzero(~np.isnan(values) & (since != NAT))
+    return which, concept, since[concept, which], values[concept, which]
 
 
 def _instants(table: pd.DataFrame, column: str) -> np.ndarray:

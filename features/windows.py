@@ -156,12 +156,34 @@ class FlatEvents:
         return np.repeat(np.arange(self.start.size - 1, dtype=np.int64), np.diff(self.start))
 
 
-def flatten(events: pd.DataFrame, concepts: Sequence[str]) -> FlatEvents:
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What windows read of cleaned events, as arrays: codes (-1 = empty) with their labels, microseconds, values.
+
+    ``sources`` gives the identities of some rows at their source, which few events are ever asked for.
+    """
+
+    encounter: Codes
+    ids: pd.Index
+    concept: Codes
+    concepts: pd.Index
+    time: Ints
+    available: Ints
+    value: npt.NDArray[np.float64]
+    status: Codes
+    statuses: pd.Index
+    sources: Callable[[Ints], pd.Series]
+
+    def __len__(self) -> int:
+        return int(self.time.size)
+
+
+def flatten(events: pd.DataFrame | Columns, concepts: Sequence[str]) -> FlatEvents:
     """Sort the events of some concepts into flat arrays, ready for any number of prediction times.
 
     Parameters
     ----------
-    events : DataFrame
+    events : DataFrame, or the Columns of one
         Cleaned canonical events; string columns may be categoricals. Deleted events and events without a number are
         left out; what a correction replaces stays known until the correction became available. Rows may come in any
         order; only reports of one fact that became available at the same instant are told apart by it, the last wins.
@@ -173,13 +195,16 @@ def flatten(events: pd.DataFrame, concepts: Sequence[str]) -> FlatEvents:
     DataError
         A column is missing or of the wrong type, or a value is infinite.
     """
-    _check(events.columns)
+    facts = events if isinstance(events, Columns) else _columns(events)
     names = tuple(dict.fromkeys(concepts))
-    encounter, ids = _present(*_codes(events["encounter_id"]))
-    facts = _Columns(
-        encounter,
-        ids,
-        _concepts(*_codes(events["concept"]), names),
+    return _flatten(facts, _lookup(facts.concepts, names), names)
+
+
+def _columns(events: pd.DataFrame) -> Columns:
+    _check(events.columns)
+    return Columns(
+        *_present(*_codes(events["encounter_id"])),
+        *_codes(events["concept"]),
         _micros(events, "time"),
         _micros(events, "available_time"),
         _numbers(events["numeric_value"]),
@@ -187,7 +212,6 @@ def flatten(events: pd.DataFrame, concepts: Sequence[str]) -> FlatEvents:
         # As text: the categories of a column read from a file stand in the order in which they came.
         lambda rows: events["source_id"].take(rows).astype("str"),
     )
-    return _flatten(facts, names)
 
 
 def flatten_one(
@@ -198,19 +222,46 @@ def flatten_one(
     ``concept`` counts among ``concepts`` (-1: not asked for), times are microseconds. Ties of time and availability
     break by value, since there are no identities at the source.
     """
-    nobody = np.zeros(concept.size, np.int32)
-    facts = _Columns(
-        nobody,
-        _ONE,
+    return flatten_arrays(np.zeros(concept.size, np.int32), _ONE, concept, time, available, value, concepts)
+
+
+def flatten_arrays(
+    encounter: Codes,
+    encounter_ids: pd.Index,
+    concept: Codes,
+    time: Ints,
+    available: Ints,
+    value: npt.NDArray[np.float64],
+    concepts: tuple[str, ...],
+    sources: Callable[[Ints], pd.Series] | None = None,
+    status: pd.Series | None = None,
+) -> FlatEvents:
+    """The same for any number of encounters, positions in ``encounter_ids``.
+
+    ``sources`` gives the identities of some rows at the source, where there are such; ``status``, where not all events
+    are final.
+    """
+    labels, known = _themselves(concepts)
+    said = (np.zeros(concept.size, np.int32), _FINAL) if status is None else _codes(status)
+    facts = Columns(
+        encounter,
+        encounter_ids,
         concept,
+        labels,
         time,
         available,
         value,
-        nobody,
-        _FINAL,
-        lambda rows: pd.Series("", range(rows.size)),
+        *said,
+        sources or (lambda rows: pd.Series("", range(rows.size))),
     )
-    return _flatten(facts, concepts)
+    return _flatten(facts, known, concepts)
+
+
+@lru_cache(maxsize=64)
+def _themselves(names: tuple[str, ...]) -> tuple[pd.Index, Codes]:
+    """Labels that are the concepts asked for, and which is which."""
+    labels = pd.Index(names)
+    return labels, _lookup(labels, names)
 
 
 def read_flat(path: Path, concepts: Sequence[str], threads: int = 1) -> FlatEvents:
@@ -225,70 +276,77 @@ def read_flat(path: Path, concepts: Sequence[str], threads: int = 1) -> FlatEven
         As for :func:`flatten`, or the file is no Parquet.
     """
     try:
-        table, late = _read_columns(path, threads)
+        table = _read_columns(path, threads)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path.name} cannot be read as Parquet. Give a complete Parquet file.") from error
     names = tuple(dict.fromkeys(concepts))
-    (encounter, ids), (concept, labels), status = (_arrow_codes(table[name]) for name in _TEXT)
-    facts = _Columns(
-        encounter,
-        ids,
-        _concepts(concept, labels, names),
-        time := _arrow_micros(table, "time"),
-        _arrow_micros(table, "available_time") if late else time,
-        _arrow_numbers(table["numeric_value"]),
-        *status,
-        lambda rows: (
-            pq.read_table(path, columns=["source_id"])["source_id"].to_pandas().astype("str").take(rows)
-        ),
-    )
-    flat = _flatten(facts, names, threads)
-    del table, facts, encounter, concept, time
+    facts = arrow_columns(table, lambda: pq.read_table(path, columns=["source_id"])["source_id"], threads)
+    flat = _flatten(facts, _lookup(facts.concepts, names), names, threads)
+    del table, facts
     pa.default_memory_pool().release_unused()  # else the pages of what was read would lie beside the matrix
     return flat
 
 
-def _read_columns(path: Path, threads: int) -> tuple[pa.Table, bool]:
-    """The columns that windows read, and whether the second clock is among them or is the first over again."""
+def _read_columns(path: Path, threads: int) -> pa.Table:
+    """The columns that windows read, without the second clock where it is the first over again."""
     with pq.ParquetFile(path, memory_map=True) as file:
         _check(file.schema_arrow.names)
         late = not _stored_alike(path, file, "time", "available_time")
     columns = [*_TEXT, "time", *(["available_time"] if late else []), "numeric_value"]
     with pq.ParquetFile(path, memory_map=True, read_dictionary=_TEXT) as file:
-        return file.read(columns, use_threads=threads > 1), late
+        return file.read(columns, use_threads=threads > 1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """What windows read of events, as arrays: codes (-1 = empty) with their labels, microseconds, values.
+def arrow_columns(table: pa.Table, sources: Callable[[], pa.ChunkedArray], threads: int = 1) -> Columns:
+    """What windows read of an Arrow table of cleaned canonical events.
 
-    ``concept`` counts among the concepts asked for. ``sources`` gives the identities of some rows.
+    Parameters
+    ----------
+    table : Table
+        Without ``available_time``, events were available when they happened. Columns ``encounter_id``, ``concept`` and
+        ``status`` are cheapest as dictionaries.
+    sources : callable
+        Reads the column ``source_id``; called where ties or corrections make it matter.
+    threads : int
+        Columns are shared out among so many.
+
+    Raises
+    ------
+    DataError
+        A column is of the wrong type, or a time is empty.
     """
+    words: list[tuple[Codes, pd.Index]] = [(np.empty(0, np.int32), _ONE)] * len(_TEXT)
 
-    encounter: Codes
-    ids: pd.Index
-    concept: Codes
-    time: Ints
-    available: Ints
-    value: npt.NDArray[np.float64]
-    status: Codes
-    statuses: pd.Index
-    sources: Callable[[Ints], pd.Series]
+    def work(k: int) -> None:
+        words[k] = _arrow_codes(table[_TEXT[k]])
+
+    _each(work, len(_TEXT), threads)
+    time = _arrow_micros(table, "time")
+    return Columns(
+        *_present(*words[0]),
+        *words[1],
+        time,
+        _arrow_micros(table, "available_time") if "available_time" in table.column_names else time,
+        _arrow_numbers(table["numeric_value"]),
+        *words[2],
+        lambda rows: sources().take(pa.array(rows)).to_pandas().astype("str"),
+    )
 
 
-def _flatten(facts: _Columns, names: tuple[str, ...], threads: int = 1) -> FlatEvents:
+def _flatten(facts: Columns, known: Codes, names: tuple[str, ...], threads: int = 1) -> FlatEvents:
+    """``known`` says which of the names each concept is."""
     rank = np.array([_RANK.get(s, 1) for s in facts.statuses] + [1], dtype=np.int64)
     if bool((rank == 1).all()) or bool((rank[facts.status] == 1).all()):
-        flat = _laid_out(facts, names, threads)
-        if kernels.rises(flat.start, flat.time, flat.available):
+        flat = _laid_out(facts, known, names, threads)
+        if _rises(flat, threads):
             return flat
-    return _settle(facts, names, rank)
+    return _settle(facts, known[facts.concept], names, rank)
 
 
-def _laid_out(facts: _Columns, names: tuple[str, ...], threads: int) -> FlatEvents:
+def _laid_out(facts: Columns, known: Codes, names: tuple[str, ...], threads: int) -> FlatEvents:
     """Events group by group, as they came. Threads take a stretch each and know from the counts where to put it."""
-    size = facts.value.size
-    parts = max(threads, 1) if size > _WORTH_A_THREAD else 1
+    size = len(facts)
+    parts = _parts(size, threads)
     stretches = [slice(k * size // parts, (k + 1) * size // parts) for k in range(parts)]
     counts = np.zeros((parts, len(facts.ids) * len(names)), np.int64)
 
@@ -296,10 +354,10 @@ def _laid_out(facts: _Columns, names: tuple[str, ...], threads: int) -> FlatEven
 
     def count(k: int) -> None:
         s = stretches[k]
-        codes = (facts.encounter[s], facts.concept[s], len(names))
+        codes = (facts.encounter[s], facts.concept[s], known, len(names))
         infinite[k] = kernels.count(*codes, facts.value[s], counts[k])
 
-    _each(count, parts)
+    _each(count, parts, parts)
     _finite(int(infinite.sum()), size)
     start = np.zeros(counts.shape[1] + 1, np.int64)
     np.cumsum(counts.sum(axis=0), out=start[1:])
@@ -309,12 +367,29 @@ def _laid_out(facts: _Columns, names: tuple[str, ...], threads: int) -> FlatEven
 
     def put(k: int) -> None:
         s = stretches[k]
-        codes = (facts.encounter[s], facts.concept[s], len(names))
-        known = (facts.time[s], facts.available[s], facts.value[s])
-        kernels.lay_out(*codes, *known, place[k], time, available, value)
+        codes = (facts.encounter[s], facts.concept[s], known, len(names))
+        told = (facts.time[s], facts.available[s], facts.value[s])
+        kernels.lay_out(*codes, *told, place[k], time, available, value)
 
-    _each(put, parts)
+    _each(put, parts, parts)
     return FlatEvents(facts.ids, names, start, time, available, value, np.empty(0, np.int64))
+
+
+def _rises(flat: FlatEvents, threads: int) -> bool:
+    """Whether every group rises strictly in (time, available), each thread looking at some of the groups."""
+    groups, parts = flat.start.size - 1, _parts(len(flat), threads)
+    found = np.zeros(parts, np.bool_)
+
+    def look(k: int) -> None:
+        start = flat.start[k * groups // parts : (k + 1) * groups // parts + 1]
+        found[k] = kernels.rises(start, flat.time, flat.available)
+
+    _each(look, parts, parts)
+    return bool(found.all())
+
+
+def _parts(events: int, threads: int) -> int:
+    return max(threads, 1) if events > _WORTH_A_THREAD else 1
 
 
 def _finite(infinite: int, events: int) -> None:
@@ -324,23 +399,24 @@ def _finite(infinite: int, events: int) -> None:
         )
 
 
-def _each(work: Callable[[int], None], parts: int) -> None:
-    if parts == 1:
-        work(0)
+def _each(work: Callable[[int], None], parts: int, threads: int) -> None:
+    if threads <= 1:
+        for k in range(parts):
+            work(k)
     else:
-        with ThreadPoolExecutor(parts) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, range(parts)))
 
 
-def _settle(facts: _Columns, names: tuple[str, ...], rank: Ints) -> FlatEvents:
-    """The general way: revisions are told apart, groups sorted, ties broken."""
-    keep = np.flatnonzero((facts.concept >= 0) & (facts.encounter >= 0))
+def _settle(facts: Columns, concept: Codes, names: tuple[str, ...], rank: Ints) -> FlatEvents:
+    """The general way: revisions are told apart, groups sorted, ties broken. ``concept`` counts among the names."""
+    keep = np.flatnonzero((concept >= 0) & (facts.encounter >= 0))
     _finite(int(np.isinf(facts.value[keep]).sum()), facts.value.size)
-    superseded, gone = _revisions(facts, keep, rank[facts.status])
+    superseded, gone = _revisions(facts, concept, keep, rank[facts.status])
     absent = np.isnan(facts.value[keep])
     keep = keep[~(absent | gone[keep])] if gone.size else keep[~absent]
-    order = kernels.spread(facts.encounter, len(facts.ids), kernels.spread(facts.concept, len(names), keep))
-    group = facts.encounter[order].astype(np.int64) * len(names) + facts.concept[order]
+    order = kernels.spread(facts.encounter, len(facts.ids), kernels.spread(concept, len(names), keep))
+    group = facts.encounter[order].astype(np.int64) * len(names) + concept[order]
     start = np.zeros(len(facts.ids) * len(names) + 1, np.int64)
     np.cumsum(np.bincount(group, minlength=start.size - 1), out=start[1:])
     unsettled = np.flatnonzero(kernels.unsettled(group, facts.time[order], facts.available[order]))
@@ -487,11 +563,6 @@ def _present(codes: Codes, labels: pd.Index) -> tuple[Codes, pd.Index]:
     return (place - lost).astype(np.int32), labels[used[lost:]]
 
 
-def _concepts(codes: Codes, labels: pd.Index, names: Sequence[str]) -> Codes:
-    """Positions among the concepts asked for, -1 where nobody asked."""
-    return _lookup(labels, names)[codes] if len(labels) else np.full(codes.size, -1, np.int32)
-
-
 def _stored_alike(path: Path, file: pq.ParquetFile, one: str, other: str) -> bool:
     """Whether two columns are the same bytes on disk, so that only one need be read: where both clocks agree, they are.
 
@@ -501,20 +572,20 @@ def _stored_alike(path: Path, file: pq.ParquetFile, one: str, other: str) -> boo
     if kind.field(one).type != kind.field(other).type:
         return False
     meta, names = file.metadata, [file.schema.column(k).path for k in range(file.metadata.num_columns)]
-    stored = np.memmap(path, np.uint8, "r") if meta.num_rows else np.empty(0, np.uint8)
-    for g in range(meta.num_row_groups):
-        a, b = (meta.row_group(g).column(names.index(name)) for name in (one, other))
-        if (a.compression, a.encodings) != (b.compression, b.encodings):
-            return False
-        one_bytes, other_bytes = (_chunk(stored, c) for c in (a, b))
-        if not np.array_equal(one_bytes, other_bytes):
-            return False
+    with pa.memory_map(str(path)) as stored:
+        whole = stored.read_buffer()
+        for g in range(meta.num_row_groups):
+            a, b = (meta.row_group(g).column(names.index(name)) for name in (one, other))
+            if (a.compression, a.encodings) != (b.compression, b.encodings):
+                return False
+            if not _chunk(whole, a).equals(_chunk(whole, b)):
+                return False
     return True
 
 
-def _chunk(stored: npt.NDArray[np.uint8], column: pq.ColumnChunkMetaData) -> npt.NDArray[np.uint8]:
+def _chunk(stored: pa.Buffer, column: pq.ColumnChunkMetaData) -> pa.Buffer:
     first = column.dictionary_page_offset or column.data_page_offset
-    return stored[first : first + column.total_compressed_size]
+    return stored.slice(first, column.total_compressed_size)
 
 
 def _arrow_codes(column: pa.ChunkedArray) -> tuple[Codes, pd.Index]:
@@ -582,7 +653,7 @@ def _row_order(encounter: Ints, time: Ints) -> Ints:
     return np.lexsort((time, encounter)).astype(np.int64)
 
 
-def _revisions(facts: _Columns, keep: Ints, rank: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
+def _revisions(facts: Columns, concept: Codes, keep: Ints, rank: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
     """When each event stopped being believed, and which events only say that another is gone.
 
     Rows with the same encounter, concept and source_id are reports of one fact, told in this order: preliminary, final,
@@ -593,7 +664,7 @@ def _revisions(facts: _Columns, keep: Ints, rank: Ints) -> tuple[Ints, npt.NDArr
     """
     if bool((rank[keep] == 1).all()):
         return np.empty(0, np.int64), np.empty(0, np.bool_)
-    encounter, concept, available = facts.encounter, facts.concept, facts.available
+    encounter, available = facts.encounter, facts.available
     until = np.full(rank.size, _NEVER)
     source = pd.factorize(facts.sources(keep))[0]
     rows, source = keep[source >= 0], source[source >= 0]

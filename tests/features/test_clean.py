@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.clean import CONTRADICTION, REASONS, REMEDIES, clean, contradictions, fill_available_time
+from features.clean import (
+    CONTRADICTION,
+    REASONS,
+    REMEDIES,
+    clean,
+    clean_one,
+    contradictions,
+    fill_available_time,
+)
 from features.clock import UTC_US
 from features.concepts import loader
 from features.errors import DataError
@@ -429,3 +437,28 @@ def test_a_treatment_that_never_ends_is_left_out(tell: Tell) -> None:
 )
 def test_words_of_devices_and_places_are_read(tell: Tell, concept: str, word: str, number: float) -> None:
     assert one(tell, code=f"WARDCAST//{concept}", text=word)[1] == number
+
+
+@given(st.lists(row, max_size=12))
+def test_one_event_on_its_own_road_is_cleaned_as_in_a_table(tell: Tell, rows: list[dict[str, Any]]) -> None:
+    rows = [{"time": 0, **r, "concept": None, "status": "final"} for r in rows]
+    for told in rows:
+        events = tell([told])
+        text, unit = events["text_value"][0], events["unit"][0]
+        value = events["numeric_value"][0]
+        found = clean_one(
+            told["code"] or "",
+            "" if pd.isna(unit) else unit,
+            None if np.isnan(value) else value,
+            None if pd.isna(text) else text,
+        )
+        usable, account = clean(events)
+        if len(usable):
+            names = list(loader.concepts())
+            assert (names[found[0]], found[1], found[2]) == (
+                usable["concept"][0],
+                usable["numeric_value"][0],
+                None,
+            )
+        else:
+            assert found[2] == account.set_aside["reason"][0]
