@@ -23,7 +23,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 Micros = BigInteger
 Sequence = BigInteger().with_variant(Integer, "sqlite")
@@ -149,6 +149,25 @@ alert_states = Table(
     Column("encounter_id", String, primary_key=True),
     Column("state", Text, nullable=False),
     Column("prediction_time", Micros, nullable=False),
+)
+
+# What receivers of webhooks are to be told, one row a message and receiver, written with what it tells of: waiting,
+# delivered or dead (given up). `due_time` is when to try next.
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("seq", Sequence, primary_key=True),
+    Column("delivery_id", String, nullable=False, unique=True),
+    Column("receiver", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("created_time", Micros, nullable=False),
+    Column("due_time", Micros, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("state", String, nullable=False),
+    Column("problem", String),
+    Index("webhooks_due", "state", "due_time"),
+    sqlite_autoincrement=True,
 )
 
 # What people answered: acknowledged, dismissed and why. Append-only.
