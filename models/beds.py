@@ -20,7 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from itertools import pairwise
 from typing import Any, Final, Protocol
 from zoneinfo import ZoneInfo
 
@@ -54,6 +55,8 @@ DRAWS: Final = 2000
 LEVEL_DAYS: Final = 28
 LEVEL_WEIGHT: Final = 300.0
 """Arrivals' worth of belief that the present level is that of training."""
+DAYS: Final = 7
+"""How many whole days ahead a report looks."""
 NIGHT: Final = (18, 6)
 ELAPSED_H: Final = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 """Lower edges of time already spent, for the tables of time still to go."""
@@ -72,28 +75,44 @@ class Window:
 
 
 def windows_at(at: datetime, timezone: str) -> tuple[Window, ...]:
-    """The windows of a report: 4 h, 8 h, to 08:00 tomorrow, and tomorrow's whole local day (23 to 25 h).
+    """The windows of a report: 4 h, 8 h, to 08:00 tomorrow, and the next seven whole local days (23 to 25 h each).
+
+    The first of the days has the key ``tomorrow``, the others ``day_2`` to ``day_7``.
 
     Raises
     ------
     DataError
         ``at`` has no time zone.
     """
-    if at.tzinfo is None:
-        raise DataError("The time of a forecast needs a time zone, for example 2026-01-12T08:00:00Z.")
-    now = pd.Timestamp(at).tz_convert("UTC")
-    today = now.tz_convert(ZoneInfo(timezone)).date()
-    tomorrow = census.local_midnight(today + timedelta(days=1), timezone)
-    after = census.local_midnight(today + timedelta(days=2), timezone)
+    now, today = _local_day(at, timezone)
     eight = pd.Timestamp(today + timedelta(days=1)) + pd.Timedelta(hours=8)
     eight = eight.tz_localize(ZoneInfo(timezone), ambiguous=True, nonexistent="shift_forward").tz_convert(
         "UTC"
     )
-    return (
-        Window("next_4h", "next 4 hours", now, now + pd.Timedelta(hours=4)),
-        Window("next_8h", "next 8 hours", now, now + pd.Timedelta(hours=8)),
-        Window("to_08", "to 08:00 tomorrow", now, eight),
-        Window("tomorrow", "tomorrow", tomorrow, after),
+    midnights = [census.local_midnight(today + timedelta(days=k), timezone) for k in range(1, DAYS + 2)]
+    days = [
+        Window("tomorrow" if k == 0 else f"day_{k + 1}", "tomorrow" if k == 0 else f"in {k + 1} days", *span)
+        for k, span in enumerate(pairwise(midnights))
+    ]
+    return (_next(now, 4), _next(now, 8), Window("to_08", "to 08:00 tomorrow", now, eight), *days)
+
+
+def checked_windows(at: datetime, timezone: str) -> tuple[Window, ...]:
+    """The windows of a report and the sums over 1, 12 and 24 hours beside them: all that is corrected and judged."""
+    now, _ = _local_day(at, timezone)
+    return (*(_next(now, h) for h in (1, 12, 24)), *windows_at(at, timezone))
+
+
+def _local_day(at: datetime, timezone: str) -> tuple[pd.Timestamp, date]:
+    if at.tzinfo is None:
+        raise DataError("The time of a forecast needs a time zone, for example 2026-01-12T08:00:00Z.")
+    now = pd.Timestamp(at).tz_convert("UTC")
+    return now, now.tz_convert(ZoneInfo(timezone)).date()
+
+
+def _next(now: pd.Timestamp, hours: int) -> Window:
+    return Window(
+        f"next_{hours}h", f"next {hours} hour{'s' * (hours > 1)}", now, now + pd.Timedelta(hours=hours)
     )
 
 

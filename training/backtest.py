@@ -47,7 +47,7 @@ RESAMPLES: Final = 400
 def forecast_times(
     first: pd.Timestamp, last: pd.Timestamp, huddles: Sequence[str], timezone: str
 ) -> list[pd.Timestamp]:
-    """Every local huddle time from ``first`` on whose furthest window (tomorrow's end) closes before ``last``."""
+    """Every local huddle time from ``first`` on; the furthest window, a week ahead, closes before ``last``."""
     zone = ZoneInfo(timezone)
     days = pd.date_range(
         first.tz_convert(zone).tz_localize(None).normalize(), last.tz_convert(zone).tz_localize(None)

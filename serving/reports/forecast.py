@@ -285,7 +285,7 @@ def _past(
     then: pd.Timestamp,
     timezone: str,
 ) -> Past:
-    window = windows_at(then, timezone)[-1]
+    window = next(w for w in windows_at(then, timezone) if w.key == "tomorrow")
     situation = model.situation(known_at(visits, then), events, bundle, then, timezone)
     futures = model.futures(situation, [window], _rng(then), RECORD_DRAWS)
     needed = assemble(model, situation, futures, [window], None)[-1].needed

@@ -59,12 +59,14 @@ def forecast(
 
 def test_windows_end_where_they_say_also_when_clocks_change():
     """Saturday 24 October 2026, 20:00 in London: tomorrow has 25 hours, and 08:00 tomorrow is 13 hours away."""
-    four, eight, to_08, tomorrow = windows_at(pd.Timestamp("2026-10-24T19:00Z"), LONDON)
+    four, eight, to_08, tomorrow, *later = windows_at(pd.Timestamp("2026-10-24T19:00Z"), LONDON)
     hours = [(w.end - w.start) / pd.Timedelta(hours=1) for w in (four, eight, to_08, tomorrow)]
     assert hours == [4, 8, 13, 25]
     assert tomorrow.start == pd.Timestamp("2026-10-24T23:00Z")
-    spring = windows_at(pd.Timestamp("2026-03-28T20:00Z"), LONDON)
-    assert (spring[-1].end - spring[-1].start) / pd.Timedelta(hours=1) == 23
+    assert [w.key for w in later] == [f"day_{k}" for k in range(2, 8)]
+    assert later[-1].end == pd.Timestamp("2026-11-01T00:00Z")
+    spring = windows_at(pd.Timestamp("2026-03-28T20:00Z"), LONDON)[3]
+    assert (spring.end - spring.start) / pd.Timedelta(hours=1) == 23
 
 
 def test_a_time_without_a_zone_is_refused():
