@@ -86,14 +86,17 @@ def spread(keys: Codes, n_keys: int, order: Ints) -> Ints:
 
 
 @compiled
-def count(encounter: Codes, concept: Codes, n_concepts: int, value: Floats, counts: Ints) -> int:
+def count(
+    encounter: Codes, concept: Codes, known: Codes, n_concepts: int, value: Floats, counts: Ints
+) -> int:
     """Add up how many events each encounter and concept has, and return how many values are infinite.
 
-    Events without an encounter, a concept (-1) or a value (NaN) are none.
+    ``known`` says of each code which concept it is, its last item of code -1. Events without an encounter, a concept
+    (-1) or a value (NaN) are none.
     """
     infinite, width = 0, np.uint64(n_concepts)
     for i in range(encounter.size):
-        who, what, v = encounter[i], concept[i], value[i]
+        who, what, v = encounter[i], known[concept[i]], value[i]
         if who >= 0 and what >= 0 and not np.isnan(v):
             infinite += np.isinf(v)
             counts[np.uint64(who) * width + np.uint64(what)] += 1
@@ -104,6 +107,7 @@ def count(encounter: Codes, concept: Codes, n_concepts: int, value: Floats, coun
 def lay_out(
     encounter: Codes,
     concept: Codes,
+    known: Codes,
     n_concepts: int,
     time: Ints,
     available: Ints,
@@ -116,7 +120,7 @@ def lay_out(
     """Put the events that :func:`count` counted side by side, each group from its ``place`` on, as they came."""
     width = np.uint64(n_concepts)
     for i in range(encounter.size):
-        who, what, v = encounter[i], concept[i], value[i]
+        who, what, v = encounter[i], known[concept[i]], value[i]
         if who >= 0 and what >= 0 and not np.isnan(v):
             group = np.uint64(who) * width + np.uint64(what)
             at = np.uint64(place[group])
