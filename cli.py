@@ -145,6 +145,46 @@ def evaluate(
     _tell(evaluate_file(product.value, source, input, model, output).summary())
 
 
+ApprovedBy = Annotated[str, typer.Option("--approved-by", help="Who answers for it.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why, in a sentence; kept with the version.")]
+
+
+@app.command()
+def promote(
+    product: Product,
+    approved_by: ApprovedBy,
+    reason: ReasonOption,
+    version: Annotated[
+        str | None, typer.Option(help="A registered version. Default: the challenger.")
+    ] = None,
+    gates: Annotated[Path | None, typer.Option(help="Other gates than models/gates.toml.")] = None,
+) -> None:
+    """Let a registered model serve as models:/PRODUCT@champion, if it passes every gate.
+
+    Ends with 0 when it does, with 1 when a gate failed and nothing was changed, with 2 when it could not be judged.
+    """
+    from serving.rehearsal import rehearse
+    from training.gates import rehearsal
+    from training.promotion import Approval
+    from training.promotion import promote as promote_version
+
+    tried = rehearsal(rehearse) if product is Product.sepsis else None
+    done = promote_version(
+        product.value, Approval(approved_by, reason), version=version, gates=gates, rehearsal=tried
+    )
+    _tell(done.summary())
+    raise typer.Exit(0 if done.promoted else 1)
+
+
+@app.command()
+def rollback(product: Product, approved_by: ApprovedBy, reason: ReasonOption) -> None:
+    """Let the model serve again that was champion before the present one."""
+    from training.promotion import Approval
+    from training.promotion import rollback as roll_back
+
+    _tell(roll_back(product.value, Approval(approved_by, reason)).summary())
+
+
 @app.command()
 def serve(
     model: ModelOption = None,
@@ -207,9 +247,15 @@ def forecast_beds(
             "Default: WARDCAST_ADMISSIONS_MODEL, else the released model.",
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to write the HTML report.")] = None,
+    hospital: Annotated[str, typer.Option(help="Which hospital of a visits table that has several.")] = "",
+    form: Annotated[
+        str, typer.Option("--format", help="html, pdf, xlsx, csv or json; default the suffix of --output.")
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the report; default under var/reports.")
+    ] = None,
 ) -> None:
-    """Write the bed forecast as one self-contained page."""
+    """Write the bed forecast as one file: a page, a PDF, a spreadsheet, or figures."""
     from serving.reports.beds import forecast_report
     from serving.settings import Settings
 
@@ -218,7 +264,9 @@ def forecast_beds(
         from training.tracking import resolve
 
         settings = settings.with_admissions_model(resolve(model))
-    report = forecast_report(settings, at=at, visits=visits, output=output)
+    report = forecast_report(
+        settings, at=at, visits=visits, output=output, form=form, hospital=hospital
+    )
     _tell(report.summary())
 
 

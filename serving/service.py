@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from features.errors import ConfigError
 from models.bundle import Bundle
+from serving import schedule
 from serving.app import create_app
 from serving.feeds.station import LISTENER, Keeper, check_port
 from serving.security.identity import Credentials
@@ -153,11 +154,17 @@ def serve(settings: Settings) -> None:
             "ssl_keyfile": str(settings.tls_key),
             "ssl_ciphers": CIPHERS,
         }
-    messages = Keeper(LISTENER, settings.environment()) if settings.mllp_port is not None else None
+    kept = [Keeper(command, settings.environment()) for command in companions(settings)]
     try:
         bentoml.serve(
             SERVICE, host=settings.host, port=settings.port, working_dir=str(ROOT), blocking=True, **tls
         )
     finally:
-        if messages is not None:
-            messages.stop()
+        for keeper in kept:
+            keeper.stop()
+
+
+def companions(settings: Settings) -> list[tuple[str, ...]]:
+    """The processes that run beside the one that answers: the HL7 v2 listener, and what is done by the clock."""
+    commands: list[tuple[str, ...]] = [LISTENER] if settings.mllp_port is not None else []
+    return [*commands, schedule.PROCESS] if schedule.jobs_of(settings) else commands

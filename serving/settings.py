@@ -65,6 +65,10 @@ class Settings:
         Where callers find the service, without a slash at the end; links of cards and the audience of tokens.
     cds_file : Path or None
         The CDS clients that may ask for cards, and which cards they get; see :mod:`serving.security.clients`.
+    huddles : tuple of str
+        Local clock times (``08:00``) at which the bed report is written, and posted where there is a mail server.
+    smtp, mail_from, mail_to, smtp_password_file
+        The mail server, the sender, the readers and the password; see :mod:`serving.reports.mail`.
     """
 
     var: Path
@@ -93,6 +97,11 @@ class Settings:
     site_map: Path | None = None
     public_url: str = ""
     cds_file: Path | None = None
+    huddles: tuple[str, ...] = ()
+    smtp: str = ""
+    mail_from: str = ""
+    mail_to: tuple[str, ...] = ()
+    smtp_password_file: Path | None = None
 
     def __post_init__(self) -> None:
         _check_address(self)
@@ -144,10 +153,15 @@ class Settings:
             mllp_host=_address(read.get("MLLP_HOST", "127.0.0.1"), "MLLP_HOST"),
             mllp_port=_number(read, "MLLP_PORT", 0, 0, 65_535) if "MLLP_PORT" in read else None,
             mllp_max_bytes=_number(read, "MLLP_MAX_BYTES", 20 * 1024 * 1024, 1024, 64 << 20),
-            mllp_senders=tuple(filter(None, map(str.strip, read.get("MLLP_SENDERS", "").split(",")))),
+            mllp_senders=_list(read.get("MLLP_SENDERS", "")),
             site_map=_path(read, "SITE_MAP"),
             public_url=_public_url(read.get("PUBLIC_URL", "")),
             cds_file=_path(read, "CDS_FILE"),
+            huddles=_clock_times(read.get("HUDDLES", "")),
+            smtp=read.get("SMTP", ""),
+            mail_from=read.get("MAIL_FROM", ""),
+            mail_to=_list(read.get("MAIL_TO", "")),
+            smtp_password_file=_path(read, "SMTP_PASSWORD_FILE"),
         )
         return replace(
             settings,
@@ -206,6 +220,11 @@ class Settings:
             "SITE_MAP": self.site_map,
             "PUBLIC_URL": self.public_url or None,
             "CDS_FILE": self.cds_file,
+            "HUDDLES": ",".join(self.huddles) or None,
+            "SMTP": self.smtp or None,
+            "MAIL_FROM": self.mail_from or None,
+            "MAIL_TO": ",".join(self.mail_to) or None,
+            "SMTP_PASSWORD_FILE": self.smtp_password_file,
         }
         return {PREFIX + name: str(value) for name, value in values.items() if value is not None}
 
@@ -256,6 +275,18 @@ def _number(read: Mapping[str, str], name: str, default: int, low: int, high: in
     if not re.fullmatch(r"\d{1,12}", text) or not low <= int(text) <= high:
         raise ConfigError(f"{PREFIX}{name} must be a whole number from {low:,} to {high:,}.")
     return int(text)
+
+
+def _list(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(filter(None, map(str.strip, text.split(","))))
+
+
+def _clock_times(text: str) -> tuple[str, ...]:
+    times = _list(text)
+    if not all(re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", t) for t in times):
+        raise ConfigError("WARDCAST_HUDDLES must be clock times, with commas between, for example 08:00,16:00.")
+    return tuple(sorted(set(times)))
 
 
 def _public_url(text: str) -> str:

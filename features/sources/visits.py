@@ -61,6 +61,10 @@ SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
 """Other names under which a column is recognised, lower case, when no mapping names it."""
 
 
+HOSPITAL_COLUMN: Final = "hospital"
+"""The column, if there is one, that says whose visit it was; a forecast is of one hospital."""
+
+
 @dataclass(frozen=True, slots=True)
 class VisitAccount:
     """What became of the rows of a file of visits."""
@@ -85,7 +89,7 @@ class VisitAccount:
 
 
 def read(
-    path: Path, names: Mapping[str, str] | None = None, timezone: str = "UTC"
+    path: Path, names: Mapping[str, str] | None = None, timezone: str = "UTC", hospital: str = ""
 ) -> tuple[pd.DataFrame, VisitAccount]:
     """Read visits from a CSV or Parquet file.
 
@@ -97,6 +101,8 @@ def read(
         Only the columns whose spelling is not recognised need naming.
     timezone : str
         Where times without an offset were written down.
+    hospital : str
+        Which one, where the file has a column ``hospital`` with several.
 
     Returns
     -------
@@ -108,7 +114,21 @@ def read(
     DataError
         The file cannot be read, a required column is missing, or no row is usable. Names the column and the remedy.
     """
-    return tidy(_load(path), names, timezone)
+    return tidy(_of_hospital(_load(path), hospital), names, timezone)
+
+
+def _of_hospital(raw: pd.DataFrame, hospital: str) -> pd.DataFrame:
+    """The rows of one hospital; all of them where the file has no such column and none was named."""
+    column = next((c for c in raw.columns if str(c).strip().lower() == HOSPITAL_COLUMN), None)
+    found = sorted(raw[column].dropna().astype("str").unique()) if column is not None else []
+    if not hospital and len(found) < 2:
+        return raw
+    if hospital not in found:
+        named = ", ".join(found[:10]) or "none: there is no column hospital"
+        raise DataError(
+            f"The file has visits of {len(found)} hospitals ({named}); name one of them with --hospital."
+        )
+    return raw[raw[column].astype("str") == hospital].reset_index(drop=True)
 
 
 def tidy(

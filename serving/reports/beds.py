@@ -1,4 +1,4 @@
-"""``wardcast forecast beds``: the bed forecast as one self-contained page, from the store or from a file of visits."""
+"""``wardcast forecast beds``: the bed forecast as a file, from the store or from a file of visits; and by e-mail."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from features.sources import visits as visit_source
 from models.beds import HOSPITAL
 from models.bundle import Bundle
 from serving.reports.forecast import RECORD_DAYS, BedForecast, forecast_beds, normal_visits, signed
-from serving.reports.render import render_report
+from serving.reports.formats import FORMATS, format_of
+from serving.reports.mail import Mailbox, post, stem
 from serving.settings import Settings
 
 
@@ -50,9 +51,15 @@ class ReportResult:
 
 
 def forecast_report(
-    settings: Settings, at: str = "now", visits: Path | None = None, output: Path | None = None
+    settings: Settings,
+    at: str = "now",
+    visits: Path | None = None,
+    output: Path | None = None,
+    *,
+    form: str = "",
+    hospital: str = "",
 ) -> ReportResult:
-    """Write the forecast as one self-contained page.
+    """Write the forecast as one file.
 
     Parameters
     ----------
@@ -62,28 +69,64 @@ def forecast_report(
     visits : Path, optional
         A file of visits instead of the service's store. ``now`` is then the file's last moment.
     output : Path, optional
-        Default ``var/reports/beds-<local time>.html``.
+        Default ``var/reports/beds-<local time>.<form>``.
+    form : str
+        ``html``, ``pdf``, ``xlsx``, ``csv`` or ``json``; default the suffix of ``output``, else ``html``.
+    hospital : str
+        Which hospital of a file that has several (its column ``hospital``).
 
     Raises
     ------
     ConfigError, DataError, SpecError
-        The time, the visits or the model cannot be used.
+        The time, the visits, the form or the model cannot be used.
     """
+    name = form or (output.suffix if output and output.suffix else "html")
+    chosen = format_of(name)
+    forecast, site = _forecast(settings, at, visits, hospital)
+    path = output or settings.var / "reports" / f"{stem(forecast)}.{name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(chosen.write(forecast, site))
+    return ReportResult(path, forecast)
+
+
+def _forecast(settings: Settings, at: str, visits: Path | None, hospital: str) -> tuple[BedForecast, str]:
+    """The forecast, and what the place is called."""
     bundle = Bundle.load(settings.admissions_model)
+    if hospital and not visits and hospital != settings.site:
+        raise ConfigError(
+            f"This service's store is that of {settings.site!r}. Name a file of visits with --visits for {hospital!r}."
+        )
     table, events, last, account = (
-        _from_file(visits, settings) if visits else (*_from_store(settings, at, bundle), ())
+        _from_file(visits, settings, hospital) if visits else (*_from_store(settings, at, bundle), ())
     )
     now = last if at == "now" else parse_time(at, settings.timezone)
     forecast = forecast_beds(
         table, events, bundle, now, settings.timezone, open_beds(settings), record_days=RECORD_DAYS
     )
     fresh = replace(forecast.freshness, notes=(*account, *forecast.freshness.notes))
-    forecast = replace(forecast, freshness=fresh)
-    local = forecast.at.tz_convert(ZoneInfo(settings.timezone))
-    path = output or settings.var / "reports" / f"beds-{local:%Y-%m-%d-%H%M}.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_report(forecast, settings.site), encoding="utf-8")
-    return ReportResult(path, forecast)
+    return replace(forecast, freshness=fresh), hospital or settings.site
+
+
+def post_report(settings: Settings, due: datetime) -> str:
+    """Write the report of a huddle in every form under ``var/reports``, and post it where there is a mail server.
+
+    Returns one line on what was done.
+
+    Raises
+    ------
+    WardcastError
+        The forecast cannot be made, or the mail server did not take it.
+    """
+    forecast, site = _forecast(settings, "now" if settings.clock == "replay" else due.isoformat(), None, "")
+    folder = settings.var / "reports"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, form in FORMATS.items():
+        (folder / f"{stem(forecast)}.{name}").write_bytes(form.write(forecast, site))
+    box = Mailbox.of(settings.smtp, settings.mail_from, settings.mail_to, settings.smtp_password_file)
+    if box is None:
+        return f"{stem(forecast)} written"
+    post(box, forecast, site)
+    return f"{stem(forecast)} written and posted to {len(box.recipients)}"
 
 
 def parse_time(text: str, timezone: str) -> pd.Timestamp:
@@ -104,9 +147,9 @@ def parse_time(text: str, timezone: str) -> pd.Timestamp:
 
 
 def _from_file(
-    path: Path, settings: Settings
+    path: Path, settings: Settings, hospital: str
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.Timestamp, tuple[str, ...]]:
-    table, account = visit_source.read(path, timezone=settings.timezone)
+    table, account = visit_source.read(path, timezone=settings.timezone, hospital=hospital)
     times = table[["arrival_time", "decision_time", "admission_time", "discharge_time"]]
     last = min(pd.Timestamp(times.max().max()), pd.Timestamp.now("UTC"))
     told = (" ".join(account.lines()),) if account.reasons or account.repaired else ()

@@ -105,7 +105,7 @@ def record_chart(record: Sequence[Past], width: int = 430, height: int = 168) ->
         )
         if k == 0 or p.day[8:] == "01":
             out.append(
-                f'<text class="tick" x="{x:.1f}" y="{height - 4}" text-anchor="middle">{_month(p.day)}</text>'
+                f'<text class="tick" x="{x:.1f}" y="{height - 4}" text-anchor="middle">{month(p.day)}</text>'
             )
     said = f"Beds needed a day, forecast the day before, against what came, for {len(record)} days"
     return Markup(  # noqa: S704
@@ -113,7 +113,8 @@ def record_chart(record: Sequence[Past], width: int = 430, height: int = 168) ->
     )
 
 
-def _month(day: str) -> str:
+def month(day: str) -> str:
+    """The month of an ISO date, in three letters."""
     names = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
     return names[int(day[5:7]) - 1]
 

@@ -50,11 +50,11 @@ def _templates(timezone: str) -> Environment:
 def context(f: BedForecast, site: str) -> dict[str, Any]:
     """What the templates read."""
     zone = ZoneInfo(f.timezone)
-    tomorrow = f.windows[-1]
+    tomorrow = next(w for w in f.windows if w.key == "tomorrow")
     return {
         "f": f,
         "site": site if site != "site" else "",
-        "made": _moment(f.at, zone),
+        "made": moment(f.at, f.timezone),
         "huddle": f"{f.at.tz_convert(zone):%H:%M}",
         "tomorrow_name": f"{tomorrow.start.tz_convert(zone):%A} {tomorrow.start.tz_convert(zone).day} "
         f"{tomorrow.start.tz_convert(zone):%B}",
@@ -68,8 +68,8 @@ def context(f: BedForecast, site: str) -> dict[str, Any]:
         "short_kind": short_kind,
         "record": _record(f.record),
         "fresh": {
-            "visit": _ago(f.at, f.freshness.newest_visit),
-            "observation": _ago(f.at, f.freshness.newest_observation),
+            "visit": ago(f.at, f.freshness.newest_visit),
+            "observation": ago(f.at, f.freshness.newest_observation),
         },
         "sure": SURE,
         "covered": COVERED,
@@ -150,12 +150,14 @@ def _record(record: Sequence[Past]) -> dict[str, Any] | None:
     }
 
 
-def _moment(at: pd.Timestamp, zone: ZoneInfo) -> str:
-    local = at.tz_convert(zone)
+def moment(at: pd.Timestamp, timezone: str) -> str:
+    """An instant as the site's people write it: ``Monday 12 January 2026, 08:00``."""
+    local = at.tz_convert(ZoneInfo(timezone))
     return f"{local:%A} {local.day} {local:%B %Y}, {local:%H:%M}"
 
 
-def _ago(now: pd.Timestamp, then: pd.Timestamp | None) -> str:
+def ago(now: pd.Timestamp, then: pd.Timestamp | None) -> str:
+    """How long since, in minutes or hours."""
     if then is None:
         return "none"
     minutes = int((now - then) / pd.Timedelta(minutes=1))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from datetime import UTC, date, datetime
+from datetime import time as clock
 from threading import Lock
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 from fastapi import APIRouter, Query, Request
@@ -15,10 +18,15 @@ from models.bundle import Bundle
 from serving.answers import Refusal
 from serving.reports.beds import ed_events, open_beds, parse_time
 from serving.reports.forecast import RECORD_DAYS, BedForecast, forecast_beds, normal_visits
-from serving.reports.render import render_page, render_report
+from serving.reports.formats import FORMATS, format_of
+from serving.reports.mail import stem
+from serving.reports.render import render_page
 
 GRACE = pd.Timedelta(minutes=5)
 KEPT = 16
+REPORTS: Final = "/reports/beds/"
+FIRST_HUDDLE: Final = "08:00"
+"""When a day's report is made where the site has named no huddles."""
 
 At = Annotated[
     str | None,
@@ -27,10 +35,18 @@ At = Annotated[
         description="ISO 8601; without an offset in the site's time zone. Default: the service's now.",
     ),
 ]
+Form = Literal["html", "pdf", "xlsx", "csv", "json"]
+ClockTime = Annotated[
+    str | None,
+    Query(
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d$",
+        description="Which huddle, a local clock time such as 08:00. Default: the day's newest that has come.",
+    ),
+]
 
 
 def router(service_state: Any) -> APIRouter:
-    """``GET /beds`` (page) and ``GET /v1/forecast/beds`` (JSON, or the report as one HTML file).
+    """``GET /beds`` (page), ``GET /reports/beds/{day}`` (a huddle's report) and ``GET /v1/forecast/beds``.
 
     ``service_state`` has ``settings``, ``store``, ``bundles``, ``templates`` and ``now()``.
     """
@@ -41,24 +57,38 @@ def router(service_state: Any) -> APIRouter:
         """The forecast as a page."""
         return HTMLResponse(render_page(service_state.templates, desk.forecast(at, RECORD_DAYS), desk.site))
 
-    def answer(request: Request, at: At = None, format: Literal["json", "html"] = "json") -> Response:
-        """Beds needed, discharges and net position by specialty, for 4 h, 8 h, to 08:00 tomorrow and tomorrow.
+    def answer(request: Request, at: At = None, format: Form = "json") -> Response:
+        """Beds needed, discharges and net position by specialty, from the next 4 hours to the days ahead.
 
-        `at` may be in the past: the forecast is then made from what the store knew at that moment.
+        `at` may be in the past: the forecast is then made from what the store knew at that moment. `format` gives the
+        same forecast as a page, a PDF, a spreadsheet or a table.
         """
-        if format == "html":
-            name = "beds.html"
-            text = render_report(desk.forecast(at, RECORD_DAYS), desk.site)
-            headers = {
-                "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
-                "Content-Disposition": f'inline; filename="{name}"',
-            }
-            return HTMLResponse(text, headers=headers)
-        return JSONResponse(desk.forecast(at, 0).to_dict())
+        if format == "json":
+            return JSONResponse(desk.forecast(at, 0).to_dict())
+        return _file(desk.forecast(at, RECORD_DAYS), format, desk.site)
 
+    def huddle(request: Request, day: date, time: ClockTime = None, format: Form = "html") -> Response:
+        """The report of one day's huddle, made from what was known then."""
+        return _file(desk.forecast(desk.huddle(day, time), RECORD_DAYS), format, desk.site)
+
+    files: dict[int | str, dict[str, Any]] = {
+        200: {"content": {form.media.split(";")[0]: {} for form in FORMATS.values()}}
+    }
     routes.add_api_route("/beds", page, response_class=HTMLResponse, include_in_schema=False)
-    routes.add_api_route("/v1/forecast/beds", answer, summary="How many beds will be needed")
+    routes.add_api_route("/v1/forecast/beds", answer, summary="How many beds will be needed", responses=files)
+    routes.add_api_route(
+        f"{REPORTS}{{day}}", huddle, summary="The bed report of one day's huddle", responses=files
+    )
     return routes
+
+
+def _file(forecast: BedForecast, name: str, site: str) -> Response:
+    form = format_of(name)
+    shown = "inline" if name in ("html", "pdf", "json") else "attachment"
+    headers = {"Content-Disposition": f'{shown}; filename="{stem(forecast)}.{name}"'}
+    if name == "html":
+        headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    return Response(form.write(forecast, site), media_type=form.media, headers=headers)
 
 
 class Desk:
@@ -124,6 +154,14 @@ class Desk:
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return made
+
+    def huddle(self, day: date, time: str | None) -> str:
+        """The moment of a day's huddle: the one named, else the day's newest that has come, else its first."""
+        zone = ZoneInfo(self._state.settings.timezone)
+        times = (time,) if time else self._state.settings.huddles or (FIRST_HUDDLE,)
+        moments = [datetime.combine(day, clock.fromisoformat(t), tzinfo=zone).astimezone(UTC) for t in times]
+        now = pd.Timestamp(self._state.now()).tz_convert("UTC")
+        return max([m for m in moments if m <= now] or moments[:1]).isoformat()
 
     def _moment(self, at: str, now: pd.Timestamp) -> pd.Timestamp:
         try:
