@@ -552,14 +552,10 @@ def _track(bundle: Bundle, seconds: float) -> str:
     p, beds = bundle.evaluation["p_admission"], bundle.evaluation["beds"]["needed"]["tomorrow"]["hospital"]
     figures = {f"p_admission.{k}": float(p[k]) for k in ("auroc", "slope", "brier", "ece")}
     figures |= {f"tomorrow.{k}": float(v) for k, v in beds.items() if isinstance(v, int | float)}
-    uri = tracking.log_bundle(
+    return tracking.log_bundle(
         bundle.folder,
         run_name="train",
         alias="challenger",
         tags={"source": str(bundle.parts["data"]["origin"])},
         metrics={"seconds": seconds, **figures},
     )
-    version = tracking.version_of(bundle.name, "challenger")
-    if version is not None and tracking.version_of(bundle.name, "champion") is None:
-        tracking.set_alias(bundle.name, version, "champion", "first model registered here")
-    return uri

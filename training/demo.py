@@ -14,12 +14,12 @@ RELEASED_SEPSIS = Path(__file__).resolve().parent.parent / "models" / "sepsis" /
 
 
 def main() -> None:
-    """Record the released sepsis model as champion, then train both products on simulated patients.
+    """Record the released sepsis model, then train both products on simulated patients.
 
     What is trained here is a challenger: it shows the way, not skill. The released model learned from real patients.
     """
     tracking.log_bundle(
-        RELEASED_SEPSIS, run_name="released", alias="champion", tags={"origin": "released bundle"}
+        RELEASED_SEPSIS, run_name="released", alias="released", tags={"origin": "released bundle"}
     )
     for product in (sepsis, admissions):
         result = product.train("synthetic", None, spec=None, output=None, register=True, threads=1)

@@ -147,8 +147,59 @@ def _fit_and_write(
 # ------------------------------------------------------------ fitting
 
 
-def fit(cohort: Cohort, rows: Bools, spec: Spec, threads: int) -> lgb.Booster:
-    """Fit the booster on some scored rows.
+@dataclass(frozen=True)
+class Member:
+    """One booster of an ensemble: what it is fitted to, and what it may not read.
+
+    Attributes
+    ----------
+    name : str
+        Its booster is called ``risk.<name>``; the only member of a spec that lists none is ``risk``.
+    rounds : int
+    utility_share : float
+        See :func:`blended`.
+    early_weight : float
+        How much more an hour within the first 48 counts.
+    leave_out : tuple of str
+        Kinds of feature (see :func:`kind_of`) that it does not read.
+    boost : dict
+        LightGBM's settings.
+    """
+
+    name: str
+    rounds: int
+    utility_share: float
+    early_weight: float
+    leave_out: tuple[str, ...]
+    boost: dict[str, Any]
+
+    @property
+    def booster(self) -> str:
+        """Name in the bundle."""
+        return f"risk.{self.name}" if self.name else "risk"
+
+
+def members(spec: Spec) -> tuple[Member, ...]:
+    """The ensemble of a spec: its ``[[training.member]]`` tables, each over the settings of ``[training]``."""
+    training = spec.section("training")
+    listed = training.get("member", [{"name": ""}])
+    return tuple(
+        Member(
+            str(table["name"]),
+            int(table.get("rounds", training["rounds"])),
+            float(table.get("utility_share", training["utility_share"])),
+            float(table.get("early_weight", 1.0)),
+            tuple(table.get("leave_out", ())),
+            training["boost"] | table.get("boost", {}) | {"seed": (training["seed"] + k) % 2**31},
+        )
+        for k, table in enumerate(listed)
+    )
+
+
+def fit(
+    cohort: Cohort, rows: Bools, spec: Spec, threads: int, ensemble: Sequence[Member] = ()
+) -> dict[str, lgb.Booster]:
+    """Fit the members of an ensemble, by default the spec's, on some scored rows; boosters by name.
 
     Hours of stays without sepsis are thinned to the spec's ``keep`` and weighted back, hours of septic stays all kept.
     """
@@ -157,16 +208,30 @@ def fit(cohort: Cohort, rows: Bools, spec: Spec, threads: int) -> lgb.Booster:
     rng = np.random.default_rng(training["seed"])
     thinned = ~septic[cohort.patient]
     used = np.flatnonzero(rows & cohort.scored & (~thinned | (rng.random(len(rows)) < training["keep"])))
-    target, weight = blended(cohort, used, float(training["utility_share"]))
-    weight = weight * np.where(thinned[used], 1 / training["keep"], 1.0)
-    names = list(spec.features.names)
-    named = list(spec.features.categorical)
+    counts_for = np.where(thinned[used], 1 / training["keep"], 1.0)
     data = lgb.Dataset(
-        cohort.matrix[used], target, weight=weight, feature_name=names, categorical_feature=named
-    )
-    fixed = {"objective": "cross_entropy", "verbose": -1, "seed": training["seed"] % 2**31}
+        cohort.matrix[used],
+        cohort.label[used],
+        feature_name=list(spec.features.names),
+        categorical_feature=list(spec.features.categorical),
+        params=BINNED | {"num_threads": threads},
+    ).construct()
+    return {m.booster: _fit_member(m, cohort, used, counts_for, data, spec, threads) for m in ensemble or members(spec)}
+
+
+def _fit_member(
+    member: Member, cohort: Cohort, used: Ints, counts_for: Floats, data: lgb.Dataset, spec: Spec, threads: int
+) -> lgb.Booster:
+    target, weight = blended(cohort, used, member.utility_share)
+    weight = weight * counts_for * np.where(cohort.hour[used] <= EARLY_H, member.early_weight, 1.0)
+    data.set_label(target)
+    data.set_weight(weight)
+    blind = [kind_of(name, spec) in member.leave_out for name in spec.features.names]
+    # A feature whose gain counts for nothing is never split on.
+    seeing = {"feature_contri": [0.0 if b else 1.0 for b in blind]} if any(blind) else {}
     steady = {"deterministic": True, "force_col_wise": True, "num_threads": threads}
-    return lgb.train({**fixed, **steady, **training["boost"]}, data, training["rounds"])
+    fixed = BINNED | {"objective": "cross_entropy", "seed": spec.section("training")["seed"] % 2**31}
+    return lgb.train({**fixed, **steady, **seeing, **member.boost}, data, member.rounds)
 
 
 def blended(cohort: Cohort, rows: Ints, share: float) -> tuple[Floats, Floats]:
@@ -184,13 +249,19 @@ def blended(cohort: Cohort, rows: Ints, share: float) -> tuple[Floats, Floats]:
 
 
 def out_of_fold(cohort: Cohort, fold: Ints, spec: Spec, threads: int, done: Any = lambda: None) -> Floats:
-    """Raw log-odds of every scored row from a booster that never saw its patient, shape (n,); NaN elsewhere."""
+    """Raw log-odds of every scored row from boosters that never saw its patient, shape (n,); NaN elsewhere."""
     raw = np.full(len(fold), np.nan)
     for k in range(int(fold.max()) + 1):
-        booster = fit(cohort, fold != k, spec, threads)
-        rows = cohort.scored & (fold == k)
-        raw[rows] = booster.predict(cohort.matrix[rows], raw_score=True, num_threads=threads)
+        raw[fold == k] = predicted(fit(cohort, fold != k, spec, threads), cohort, fold == k, threads)[fold == k]
         done()
+    return raw
+
+
+def predicted(boosters: Mapping[str, lgb.Booster], cohort: Cohort, rows: Bools, threads: int) -> Floats:
+    """Raw log-odds of some rows, the mean over boosters, shape (n,); NaN elsewhere and where nothing can be scored."""
+    raw = np.full(len(rows), np.nan)
+    scored = rows & cohort.scored
+    raw[scored] = mean_of_members(list(boosters.values()), cohort.matrix[scored], threads, raw_score=True)
     return raw
 
 
@@ -300,10 +371,7 @@ def _from_elsewhere(
 ) -> tuple[Floats, Bools]:
     """Probabilities and alarms for the patients of one hospital from a model of the others."""
     held = ~here & (fold == 0)
-    booster = fit(cohort, ~here & ~held, spec, threads)
-    raw = np.full(len(fold), np.nan)
-    used = cohort.scored & (here | held)
-    raw[used] = booster.predict(cohort.matrix[used], raw_score=True, num_threads=threads)
+    raw = predicted(fit(cohort, ~here & ~held, spec, threads), cohort, here | held, threads)
     decided = decide(cohort, raw, cohort.patient % spec.section("training")["folds"], held, spec)
     probability = decided.calibrator.apply(raw)
     return probability, probability >= decided.utility
@@ -423,13 +491,9 @@ def _track(bundle: Bundle, source: str, seconds: float, peak: float) -> str:
     from training import tracking
 
     took = {"seconds": seconds, "peak_gib": peak}
-    uri = tracking.log_bundle(
+    return tracking.log_bundle(
         bundle.folder, run_name="train", alias="challenger", tags={"source": source}, metrics=took
     )
-    if source != "synthetic" and tracking.version_of(bundle.name, "champion") is None:
-        version = tracking.version_of(bundle.name, "challenger")
-        tracking.set_alias(bundle.name, str(version), "champion", "first model registered here")
-    return uri
 
 
 def _peak_gib() -> float:

@@ -268,11 +268,32 @@ def _bundle_folder(folder: Path, uri: str) -> Path:
 
 
 @quietly
-def set_alias(name: str, version: str, alias: str, reason: str) -> None:
-    """Point an alias at a version and write down why."""
+def set_alias(name: str, version: str, alias: str, tags: Mapping[str, str]) -> None:
+    """Point an alias at a version, and write down with it why."""
+    _mlflow().MlflowClient().set_registered_model_alias(name, alias, version)
+    tag(name, version, tags)
+
+
+@quietly
+def tag(name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Write something down with a version of a registered model."""
     client = _mlflow().MlflowClient()
-    client.set_registered_model_alias(name, alias, version)
-    client.set_model_version_tag(name, version, f"{alias}_reason", reason)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+
+
+@quietly
+def tags_of(name: str, version: str) -> dict[str, str]:
+    """What is written down with a version of a registered model."""
+    return dict(_mlflow().MlflowClient().get_model_version(name, version).tags)
+
+
+@quietly
+def log_decision(name: str, run_name: str, tags: Mapping[str, str], texts: Mapping[str, str]) -> None:
+    """Record a decision about a model that was made by people: a run of its product's experiment, with its papers."""
+    with _run(name, run_name, tags) as mlflow:
+        for file, text in texts.items():
+            mlflow.log_text(text, file)
 
 
 @quietly

@@ -1,4 +1,4 @@
-"""Bundles in MLflow: registered without a pickle, found again by alias, promoted for a reason."""
+"""Bundles in MLflow: registered without a pickle, found again by alias."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from features.errors import ConfigError
 from models.bundle import Bundle
-from training import promotion, tracking
+from training import tracking
 
 
 @pytest.fixture(scope="module")
@@ -93,22 +93,11 @@ def test_mlflow_loads_the_model_and_gives_the_same_probabilities(registered, sma
     assert os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION") == "false"
 
 
-def test_promotion_needs_a_reason_and_keeps_it(registered):
-    with pytest.raises(ConfigError, match="needs a reason"):
-        promotion.promote("sepsis", " ")
-    version = promotion.promote("sepsis", "better in the first 48 hours")
-    assert tracking.version_of("sepsis", "champion") == version
-    tags = client().get_model_version("sepsis", version).tags
-    assert tags["champion_reason"] == "better in the first 48 hours"
-
-
 def test_a_model_that_is_not_there_is_said(registered, tmp_path):
     with pytest.raises(ConfigError, match="no registered model models:/sepsis@nobody"):
         tracking.resolve("models:/sepsis@nobody")
     with pytest.raises(ConfigError, match="is no model bundle"):
         tracking.resolve(str(tmp_path))
-    with pytest.raises(ConfigError, match="No challenger of admissions"):
-        promotion.promote("admissions", "why not")
 
 
 def test_a_monitoring_run_is_recorded(registered, tmp_path):
