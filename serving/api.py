@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import pandas as pd
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime
@@ -16,26 +15,12 @@ from models.scope import OUT_OF_SCOPE, SCORED
 from serving.alerts import settle
 from serving.answers import Refusal, parse, require_json, too_many_events
 from serving.clock import iso, to_us
-from serving.ingest.events import (
-    AFTER,
-    DUPLICATE,
-    FUTURE,
-    OUT_OF_ORDER,
-    TOLERANCE_US,
-    UNKNOWN_ENCOUNTER,
-    Fault,
-    Item,
-    Verdict,
-    left_before_arriving,
-    receive,
-    sort_out,
-    times_ahead,
-    told,
-)
+from serving.ingest.events import UNKNOWN_ENCOUNTER, Verdict, receive
 from serving.rounds import ENDED, Logged, behind, current, score_stored, skipped
-from serving.schemas import NO_NUL, AcknowledgeRequest, ErrorAnswer, EventBody, EventsRequest, ScoreRequest
+from serving.schemas import NO_NUL, AcknowledgeRequest, ErrorAnswer, EventsRequest, ScoreRequest
 from serving.scoring import Explain, Score, Scorer, pack, record
 from serving.state import Wardcast, of, wall_us
+from serving.stateless import left_out, understand
 from serving.store import facts, log
 
 STATELESS = "stateless"
@@ -86,19 +71,13 @@ def score(request: Request, body: Body) -> JSONResponse:
     asked = parse(ScoreRequest, body)
     _within_limit(state, "events", asked.events)
     scorer, created = state.scorer, state.now_us()
-    when = _moment(asked, created)
-    encounter = _encounter(asked, created)
-    if left_before_arriving(encounter):
-        reason, field, remedy = OUT_OF_ORDER
-        raise Refusal(422, reason, f"encounter.{field} lies before another time of the encounter.", remedy)
-    ignored, usable = _sifted(encounter, asked.events, when, created)
-    result = scorer.score([encounter], usable, when, asked.explain)[0]
-    identity = _log(request, result, pack(encounter, usable), created)
+    told = understand(asked, scorer.bundle.spec.features, created, wall_us())
+    flat = scorer.lay_out([told.encounter], told.readings, [told.when])
+    result = scorer.judge([told.encounter], flat, [told.when], [asked.explain])[0]
+    identity = _log(request, result, pack(told.encounter, flat, 0), created)
     answer = _answer(result, identity, scorer, created, asked.explain)
-    answer["used"] = len(asked.events) - len(ignored)
-    answer["ignored"] = _ahead(encounter, when) + [
-        _ignored(k, *wrong) for k, wrong in sorted(ignored.items())
-    ]
+    answer["used"] = len(asked.events) - len(told.ignored)
+    answer["ignored"] = left_out(told)
     if asked.features:
         values = [None if v != v else v for v in result.features.tolist()]
         answer["features"] = dict(zip(scorer.bundle.feature_names, values, strict=True))
@@ -108,36 +87,6 @@ def score(request: Request, body: Body) -> JSONResponse:
 def _within_limit(state: Wardcast, field: str, items: Sequence[object]) -> None:
     if len(items) > state.settings.max_events:
         raise too_many_events(len(items), state.settings.max_events, field)
-
-
-def _moment(asked: ScoreRequest, now: int) -> int:
-    """The prediction time that was asked for, in microseconds."""
-    when = now if asked.prediction_time is None else to_us(asked.prediction_time)
-    if when > max(wall_us(), now) + TOLERANCE_US:
-        raise Refusal(
-            422,
-            "future_time",
-            "prediction_time lies in the future.",
-            "Leave it out to score now, or send a past instant.",
-        )
-    return when
-
-
-def _encounter(asked: ScoreRequest, now: int) -> dict[str, Any]:
-    """What the request says of the encounter, as the store would keep it."""
-    about = asked.encounter
-    who = {"encounter_id": about.encounter_id, "subject_id": about.subject_id or about.encounter_id}
-    return who | {"received_time": now} | told(about)
-
-
-def _sifted(
-    encounter: dict[str, Any], events: Sequence[EventBody], when: int, now: int
-) -> tuple[dict[int, Fault], pd.DataFrame]:
-    """The faults by position, and the events that can be used."""
-    ignored, taken = _usable(encounter["encounter_id"], events, when, now)
-    judged = sort_out(list(taken.values()), {encounter["encounter_id"]: encounter["subject_id"]})
-    faults = {k: wrong for k, wrong in zip(taken, judged.faults, strict=True) if wrong}
-    return ignored | faults, judged.usable
 
 
 def _log(request: Request, result: Score, inputs: bytes, created: int) -> str:
@@ -150,38 +99,6 @@ def _log(request: Request, result: Score, inputs: bytes, created: int) -> str:
         state.audit(request, "score", [result.encounter_id], connection)
     state.metrics.count_scores(model_id, [result])
     return identity
-
-
-def _usable(
-    encounter_id: str, events: Sequence[EventBody], when: int, now: int
-) -> tuple[dict[int, Fault], dict[int, Item]]:
-    """Leave out what lies after the prediction, and repetitions; by position, the faults and the rest."""
-    ignored: dict[int, Fault] = {}
-    taken: dict[int, Item] = {}
-    seen: set[bytes] = set()
-    for k, event in enumerate(events):
-        item = Item.of(event, encounter_id, now)
-        times = {"time": item.time, "available_time": item.available}
-        late = next((name for name, t in times.items() if t > when), None)
-        if late is not None:
-            reason = FUTURE if times[late] > now + TOLERANCE_US else AFTER
-            ignored[k] = (reason[0], late, reason[2])
-        elif item.content in seen:
-            ignored[k] = DUPLICATE
-        else:
-            taken[k] = item
-            seen.add(item.content)
-    return ignored, taken
-
-
-def _ahead(encounter: dict[str, Any], when: int) -> list[dict[str, Any]]:
-    """Times of the encounter that lie after the prediction; the score does not know them."""
-    late = times_ahead(encounter, when)
-    return [{"field": f"encounter.{name}", "reason": AFTER[0], "remedy": AFTER[2]} for name in late]
-
-
-def _ignored(position: int, reason: str, field: str, remedy: str) -> dict[str, Any]:
-    return {"field": f"events[{position}].{field}", "reason": reason, "remedy": remedy}
 
 
 @router.post("/events", summary="Send news about patients", openapi_extra=_takes("EventsRequest"))
@@ -207,7 +124,7 @@ def events(request: Request, body: Body) -> JSONResponse:
         due = sorted({*receipt.affected, *behind(connection, about)})
     state.metrics.count_verdicts(receipt.events)
     logged = score_stored(state, due, now) if due and scorer is not None else []
-    left_out = skipped(state, receipt.affected, logged, now)
+    passed_over = skipped(state, receipt.affected, logged, now)
     return JSONResponse(
         {
             "received_time": iso(now),
@@ -216,7 +133,7 @@ def events(request: Request, body: Body) -> JSONResponse:
             "counts": _counts(receipt.events),
             "scored": sum(one.score.status == SCORED for one in logged),
             "predictions": [_brief(one) for one in logged],
-            "skipped": [{"encounter_id": who, "status": why} for who, why in left_out.items()],
+            "skipped": [{"encounter_id": who, "status": why} for who, why in passed_over.items()],
         }
     )
 

@@ -39,8 +39,8 @@ def repeat(store: Store, settings: Settings, prediction_id: str) -> dict[str, An
         row = log.prediction(connection, prediction_id)
         scorer = _scorer(settings, row["model_id"], log.model_folder(connection, row["model_id"]))
         if row["inputs"] is not None:
-            encounter, events = unpack(row["inputs"])
-            again = scorer.score([encounter], events, row["prediction_time"], explain=True)[0]
+            encounter, flat = unpack(row["inputs"], scorer.bundle.spec.features.concepts)
+            again = scorer.judge([encounter], flat, [row["prediction_time"]], [True])[0]
         else:
             again = rescore(connection, scorer, row)
     _check(row, again)

@@ -1,13 +1,14 @@
 """From what is known of patients to their scores: the road that the service, its log and its explanations share.
 
-The features are built by the very call that training and batch scoring make, and so are equal bit for bit.
+The features are built by the very call that training and batch scoring make, and so are equal bit for bit. Between a
+request and that call there are arrays, not tables: laying a table out takes longer than all the rest.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,22 +17,26 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.clean import clean
-from features.clock import from_micros
-from features.events import EVENT_COLUMNS, encounter_events
-from features.windows import FlatEvents
+from features.clean import clean_one, contradictions
+from features.events import ENCOUNTER_CONCEPTS, NAT, encounter_facts
+from features.windows import FlatEvents, flatten_arrays
 from models.bundle import Bundle
 from models.scope import ADMISSION, OUT_OF_SCOPE, SCORED, admission_known, assess, recent_vitals, scope_of
 from serving.ingest.events import times_ahead
 from serving.reasons import Latest, Reason, latest, reasons
-from serving.store.facts import KNOWN_COLUMNS, event_table, instants
+from serving.store.facts import KNOWN_COLUMNS, event_table
 from serving.store.tables import ENCOUNTER_FACTS
 
 Explain = Literal["auto"] | bool
 Facts = Mapping[str, Any]
 """What is known of an encounter: its identities and ``ENCOUNTER_FACTS``, times as microseconds."""
 
+Codes = npt.NDArray[np.int32]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 MANY: Final = 1_000_000
+SEXES: Final = {"male": 1.0, "female": 0.0}
+ICU_TYPES: Final = {"medical": 1.0, "surgical": 0.0}
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,43 @@ class Score:
     measured: Mapping[str, Latest] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """Usable events of some encounters as arrays, all that features read of them.
+
+    Attributes
+    ----------
+    encounter, concept : positions among the encounters, and among the concepts that features read (-1: not read)
+    time, available, value : microseconds, canonical units
+    sources : identities at the source of some rows, by which ties break; None where there are none
+    status : None where all are final
+    """
+
+    encounter: Codes
+    concept: Codes
+    time: Ints
+    available: Ints
+    value: Floats
+    sources: Callable[[Ints], pd.Series] | None = None
+    status: pd.Series | None = None
+
+    @classmethod
+    def of(cls, events: pd.DataFrame, encounter_ids: pd.Index, concepts: tuple[str, ...]) -> Readings:
+        """From a table of cleaned canonical events."""
+        concept, names = pd.factorize(events["concept"])
+        place = {c: k for k, c in enumerate(concepts)}
+        found = np.array([place.get(str(name), -1) for name in names] + [-1], dtype=np.int32)
+        return cls(
+            encounter_ids.get_indexer(events["encounter_id"]).astype(np.int32),
+            found[concept],
+            events["time"].array.asi8,
+            events["available_time"].array.asi8,
+            events["numeric_value"].to_numpy(dtype=np.float64),
+            lambda rows: events["source_id"].take(rows),
+            None if bool((events["status"] == "final").all()) else events["status"],
+        )
+
+
 class Scorer:
     """Scores patients with one bundle. Holds nothing that changes, so any number of threads may share it."""
 
@@ -85,8 +127,8 @@ class Scorer:
 
     @classmethod
     def load(cls, folder: Path, timezone: str = "UTC") -> Scorer:
-        """Load a bundle, its hashes checked."""
-        return cls(Bundle.load(folder), timezone)
+        """Load a bundle that may be served, its hashes checked."""
+        return cls(Bundle.load_served(folder), timezone)
 
     def in_scope(self, encounters: Sequence[Facts]) -> list[bool]:
         """Which encounters belong to the population of the model, whatever is known of their vital signs."""
@@ -111,28 +153,41 @@ class Scorer:
         if not encounters:
             return []
         flat = self.flatten(encounters, events, now)
-        matrix = self.features(flat, encounters, now)
+        return self.judge(encounters, flat, [now] * len(encounters), [explain] * len(encounters))
+
+    def judge(
+        self, encounters: Sequence[Facts], flat: FlatEvents, when: Sequence[int], explain: Sequence[Explain]
+    ) -> list[Score]:
+        """Score encounters, each at its own moment, from events that are laid out already.
+
+        Parameters
+        ----------
+        flat : from :meth:`lay_out`; its encounters are these, in this order
+        when : prediction times, microseconds
+        """
+        n, spec = len(encounters), self.bundle.spec
+        places = np.arange(n, dtype=np.int64)
+        matrix = spec.features.at(flat, places, np.array(when, dtype=np.int64))
         classes, ages = _population(encounters)
-        spec = self.bundle.spec
         statuses = assess(classes, ages, recent_vitals(matrix, spec), spec, admission_known(matrix, spec))
         raw = self.bundle.raw(matrix)
         probability = self.bundle.calibrator.apply(raw)
         told = [
-            status == SCORED and (explain is True or (explain == "auto" and bool(p >= self.threshold)))
-            for status, p in zip(statuses, probability, strict=True)
+            statuses[k] == SCORED
+            and (wish is True or (wish == "auto" and bool(probability[k] >= self.threshold)))
+            for k, wish in enumerate(explain)
         ]
         contributions = self._contributions(matrix, told)
-        rows = flat.encounter_ids.get_indexer(pd.Index([e["encounter_id"] for e in encounters], dtype=object))
         return [
             self._score(
                 facts,
-                now,
+                when[k],
                 statuses[k],
                 float(raw[k]),
                 float(probability[k]),
                 matrix[k],
                 contributions.get(k),
-                latest(flat, int(rows[k]), now) if rows[k] >= 0 else {},
+                latest(flat, k, when[k]) if told[k] or explain[k] is True else None,
             )
             for k, facts in enumerate(encounters)
         ]
@@ -144,24 +199,66 @@ class Scorer:
         self.bundle.contributions(np.full((1, len(self.bundle.feature_names)), np.nan, dtype=np.float32))
 
     def flatten(self, encounters: Sequence[Facts], events: pd.DataFrame, now: int) -> FlatEvents:
-        """The events that features read, and what encounters say of their patients, as flat arrays.
+        """The events that features read, and what encounters say of their patients, as flat arrays."""
+        features = self.bundle.spec.features
+        usable = contradictions(events)[0] if features.judge else events
+        ids = pd.Index([e["encounter_id"] for e in encounters], dtype=object)
+        return self.lay_out(encounters, Readings.of(usable, ids, features.concepts), [now] * len(encounters))
+
+    def lay_out(self, encounters: Sequence[Facts], readings: Readings, when: Sequence[int]) -> FlatEvents:
+        """The same of events that are arrays; encounters count in the order given.
 
         What an encounter says is dated at the admission, and gated by that date like every other event. An admission
-        that lies after ``now`` is as if nobody had said it.
+        that lies after the prediction is as if nobody had said it.
         """
-        about, _ = clean(encounter_events(_said(encounters, now)))
-        together = pd.concat([_plain(events), _plain(about)], ignore_index=True) if len(events) else about
-        return self.bundle.spec.features.flatten(together)
+        concepts, n = self.bundle.spec.features.concepts, readings.encounter.size
+        which, concept, time, value = self._said(encounters, when)
 
-    def features(self, flat: FlatEvents, encounters: Sequence[Facts], now: int) -> npt.NDArray[np.float32]:
-        """The feature matrix, one row an encounter."""
-        times = pd.DataFrame(
-            {
-                "encounter_id": pd.Series([e["encounter_id"] for e in encounters], dtype=object),
-                "prediction_time": from_micros(np.full(len(encounters), now, dtype=np.int64)),
-            }
+        def sources(rows: npt.NDArray[np.int64]) -> pd.Series:
+            own = rows[rows < n]
+            said = readings.sources(own).tolist() if readings.sources and own.size else [""] * own.size
+            name = np.full(rows.size, "encounter", dtype=object)
+            name[rows < n] = said
+            return pd.Series(name, dtype="str")
+
+        status = readings.status
+        if status is not None:
+            status = pd.Series([*status.tolist(), *["final"] * which.size], dtype=object)
+        return flatten_arrays(
+            np.concatenate([readings.encounter, which]),
+            pd.RangeIndex(len(encounters)),
+            np.concatenate([readings.concept, concept]),
+            np.concatenate([readings.time, time]),
+            np.concatenate([readings.available, time]),
+            np.concatenate([readings.value, value]),
+            concepts,
+            sources,
+            status,
         )
-        return self.bundle.spec.features.build(flat, times)
+
+    def _said(self, encounters: Sequence[Facts], when: Sequence[int]) -> tuple[Codes, Codes, Ints, Floats]:
+        """Encounter, concept, time and value of what encounters say of their patients, cleaned like every event."""
+        n = len(encounters)
+        icu, hospital = np.full(n, NAT), np.full(n, NAT)
+        male, medical = np.full(n, np.nan), np.full(n, np.nan)
+        for k, facts in enumerate(encounters):
+            late = times_ahead(facts, when[k])
+            for times, name in ((icu, "icu_admission_time"), (hospital, "hospital_admission_time")):
+                stated = facts.get(name)
+                times[k] = NAT if stated is None or name in late else stated
+            male[k] = SEXES.get(str(facts.get("sex")), np.nan)
+            medical[k] = ICU_TYPES.get(str(facts.get("icu_type")), np.nan)
+        which, said, time, value = encounter_facts(icu, hospital, _population(encounters)[1], male, medical)
+        concepts = self.bundle.spec.features.concepts
+        place = [concepts.index(c) if c in concepts else -1 for c in ENCOUNTER_CONCEPTS]
+        cleaned = [
+            clean_one(f"WARDCAST//{ENCOUNTER_CONCEPTS[c]}", "", v, None)
+            for c, v in zip(said.tolist(), value.tolist(), strict=True)
+        ]
+        good = np.array([fault is None for _, _, fault in cleaned], dtype=np.bool_)
+        value = np.array([v for _, v, _ in cleaned], dtype=np.float64)
+        codes = np.array(place, dtype=np.int32)[said]
+        return which[good].astype(np.int32), codes[good], time[good], value[good]
 
     def _contributions(
         self, matrix: npt.NDArray[np.float32], told: Sequence[bool]
@@ -180,12 +277,14 @@ class Scorer:
         probability: float,
         row: npt.NDArray[np.float32],
         contributions: npt.NDArray[np.float64] | None,
-        measured: Mapping[str, Latest],
+        measured: Mapping[str, Latest] | None,
     ) -> Score:
         scored = status == SCORED
         why: tuple[Reason, ...] = ()
         if contributions is not None:
-            why = tuple(reasons(self.bundle.spec.features, row, contributions, measured, now, self.timezone))
+            why = tuple(
+                reasons(self.bundle.spec.features, row, contributions, measured or {}, now, self.timezone)
+            )
         return Score(
             encounter_id=facts["encounter_id"],
             subject_id=facts["subject_id"],
@@ -215,42 +314,40 @@ class Scorer:
         names = [name for name in ("encounter_class", "age_years") if facts.get(name) in (None, "")]
         admitted = facts.get("icu_admission_time")
         undated = admitted is None or admitted > now
-        if facts.get("encounter_class") == "icu" and undated and ADMISSION in self.bundle.feature_names:
+        if facts.get("encounter_class") == "icu" and undated and not set(ADMISSION).isdisjoint(self.bundle.feature_names):
             names.append("icu_admission_time")
         return tuple(names)
 
 
-def _said(encounters: Sequence[Facts], now: int) -> pd.DataFrame:
-    """What :func:`features.events.encounter_events` reads of encounters, without the times that lie after ``now``."""
-    table: dict[str, Any] = {
-        name: pd.Series([e.get(name) for e in encounters], dtype=object)
-        for name in ("encounter_id", "subject_id", "sex", "icu_type")
-    }
-    table["age_years"] = _population(encounters)[1]
-    ahead = [times_ahead(e, now) for e in encounters]
-    for name in ("hospital_admission_time", "icu_admission_time"):
-        known = [None if name in late else e.get(name) for e, late in zip(encounters, ahead, strict=True)]
-        table[name] = instants(known)
-    return pd.DataFrame(table)
+def pack(encounter: Facts, flat: FlatEvents, place: int) -> bytes:
+    """The inputs of a score that nothing else keeps: what is known of the encounter at a place, and its flat events.
 
-
-def pack(encounter: Facts, events: pd.DataFrame) -> bytes:
-    """The inputs of a score that nothing else keeps, as compressed JSON; floats survive unchanged."""
-    columns = {
-        name: events[name].array.asi8.tolist()
-        if name in ("time", "available_time")
-        else _listed(events[name])
-        for name in EVENT_COLUMNS
-    }
+    One line of JSON, then the arrays, packed; unpacking gives the same bits.
+    """
+    width = len(flat.concepts)
+    start = flat.start[place * width : (place + 1) * width + 1]
+    rows = slice(int(start[0]), int(start[-1]))
+    counts = {flat.concepts[k]: int(c) for k, c in enumerate(np.diff(start)) if c}
     facts = {name: encounter.get(name) for name in KNOWN_COLUMNS}
-    return zlib.compress(json.dumps({"encounter": facts, "events": columns}).encode(), level=1)
+    head = {"encounter": facts, "counts": counts, "revised": bool(flat.superseded.size)}
+    arrays = [flat.time[rows], flat.available[rows], flat.value[rows]]
+    arrays += [flat.superseded[rows]] if flat.superseded.size else []
+    return zlib.compress(json.dumps(head).encode() + b"\n" + b"".join(a.tobytes() for a in arrays), level=1)
 
 
-def unpack(packed: bytes) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The inverse of :func:`pack`."""
-    content = json.loads(zlib.decompress(packed))
-    rows = list(zip(*(content["events"][name] for name in EVENT_COLUMNS), strict=True))
-    return content["encounter"], event_table(rows)
+def unpack(packed: bytes, concepts: tuple[str, ...]) -> tuple[dict[str, Any], FlatEvents]:
+    """The inverse of :func:`pack`, for the concepts that a model reads."""
+    line, _, content = zlib.decompress(packed).partition(b"\n")
+    head = json.loads(line)
+    counts = [head["counts"].get(c, 0) for c in concepts]
+    n = sum(counts)
+    whole = np.frombuffer(content, dtype=np.int64).reshape(-1, n) if n else np.empty((4, 0), np.int64)
+    start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    superseded = whole[3] if head["revised"] else np.empty(0, np.int64)
+    flat = FlatEvents(
+        pd.RangeIndex(1), concepts, start, whole[0], whole[1], whole[2].view(np.float64), superseded
+    )
+    return head["encounter"], flat
 
 
 def record(
@@ -294,17 +391,6 @@ def _population(encounters: Sequence[Facts]) -> tuple[list[str], npt.NDArray[np.
     classes = [str(e.get("encounter_class") or "") for e in encounters]
     ages = [np.nan if e.get("age_years") is None else e["age_years"] for e in encounters]
     return classes, np.array(ages, dtype=np.float64)
-
-
-def _plain(events: pd.DataFrame) -> pd.DataFrame:
-    """Categoricals as plain text, so that tables can be joined."""
-    texts = {c: events[c].astype(object) for c in ("concept", "unit") if events[c].dtype == "category"}
-    return events.assign(**texts)
-
-
-def _listed(series: pd.Series) -> list[Any]:
-    """Values as JSON knows them: None where there is nothing."""
-    return [None if v is None or v != v else v for v in series.tolist()]
 
 
 assert {"encounter_class", "age_years"} <= set(ENCOUNTER_FACTS)  # noqa: S101  # what decides the scope is a known fact

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -143,7 +144,7 @@ class Item:
         """
         encounter_id, code, time, stated = about
         value, text, unit, status = said
-        delay = 0 if status in REVISIONS else _policy_us(code, concept)
+        delay = 0 if status in REVISIONS else policy_us(code, concept)
         available = max(time, min(time + delay, received)) if stated is None else stated
         content = facts.content_hash((encounter_id, source_id, code, time, stated, value, text, unit, status))
         own = source_id or f"content:{content.hex()[:32]}"
@@ -238,7 +239,7 @@ def sort_out(
     faults: list[Fault | None] = [None] * len(items)
     aside = account.set_aside
     for position, reason in zip(aside["position"].tolist(), aside["reason"].tolist(), strict=True):
-        faults[position] = _fault(reason, items[position])
+        faults[position] = fault_of(reason, items[position])
     position = [k for k, wrong in enumerate(faults) if wrong is None]
     concepts = [_concept(item) or item.concept for item in items]
     for k, concept in zip(position, usable["concept"].tolist(), strict=True):
@@ -345,14 +346,15 @@ def _table(items: Sequence[Item], subjects: Mapping[str, str]) -> pd.DataFrame:
     )
 
 
-def _policy_us(code: str, concept: str | None = None) -> int:
+@lru_cache(maxsize=4096)
+def policy_us(code: str, concept: str | None = None) -> int:
     """How long after its collection a fact of this code shows, microseconds; none for a code nobody mapped."""
     known = loader.codes().get(code)
     about = loader.concepts().get(known.concept if known else concept or "")
     return int(about.available_after_min * 60e6) if about else 0
 
 
-def _fault(reason: str, item: Item) -> Fault:
+def fault_of(reason: str, item: Item) -> Fault:
     """Reason, field and remedy of an item that cleaning set aside."""
     field, _, remedy = REMEDIES[reason].partition(": ")
     if reason == "unknown_concept" and item.named_by == "concept":
