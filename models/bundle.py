@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +44,7 @@ class Bundle:
         First twelve hex digits of the manifest's SHA-256: two bundles with one digest are the same model.
     spec : Spec
     boosters : mapping of name to Booster
-        A product with one model calls it ``risk``.
+        A product with one model calls it ``risk``; where several are averaged, ``risk.<member>``.
     parts : mapping of name to JSON value
         ``features`` (manifest), ``reference`` (profile for drift), ``evaluation``, ``data`` (fingerprint and
         citation), and what the product adds: ``calibrator``, ``decision``.
@@ -92,6 +92,21 @@ class Bundle:
         bundle._check_features()
         return bundle
 
+    @classmethod
+    def load_served(cls, folder: Path) -> Bundle:
+        """Read a bundle that is to answer about patients; raises as :meth:`load`, and where it is not made for that.
+
+        A spec with ``served = false`` makes a model for comparison only, such as one that reads how long a stay has
+        lasted because its data reward it.
+        """
+        bundle = cls.load(folder)
+        if not bundle.spec.served:
+            raise SpecError(
+                f"Bundle {bundle.model_id} is for comparison only: its spec says model.served = false. Serve another, "
+                f"such as models/{bundle.name}/released."
+            )
+        return bundle
+
     @property
     def model_id(self) -> str:
         """What a prediction names as its maker, such as ``sepsis@1-0a1b2c3d4e5f``."""
@@ -131,13 +146,22 @@ class Bundle:
         evaluation: dict[str, Any] = self.parts["evaluation"]
         return evaluation
 
+    def members(self, booster: str = "risk") -> tuple[lgb.Booster, ...]:
+        """The boosters whose mean answers to a name: the one so called, or all ``<name>.<member>``, by name."""
+        return tuple(b for name, b in sorted(self.boosters.items()) if name.split(".")[0] == booster)
+
+    def gain(self, booster: str = "risk") -> dict[str, float]:
+        """What each feature brought to the fit: its share of the split gain, mean over the members."""
+        gains = [m.feature_importance("gain") for m in self.members(booster)]
+        shares = np.mean([g / max(float(g.sum()), 1e-12) for g in gains], axis=0)
+        return dict(zip(self.feature_names, shares.tolist(), strict=True))
+
     def raw(self, matrix: Matrix, booster: str = "risk", threads: int = 1) -> Floats:
-        """Log-odds before calibration, shape (n,); the same bits for any number of threads.
+        """Log-odds before calibration, shape (n,), the mean of the members'; the same bits for any number of threads.
 
         The service uses one: its rows are few and it has threads of its own.
         """
-        values = self.boosters[booster].predict(matrix, raw_score=True, num_threads=threads)
-        return np.asarray(values, dtype=np.float64)
+        return mean_of_members(self.members(booster), matrix, threads, raw_score=True)
 
     def score(self, matrix: Matrix) -> Floats:
         """Calibrated probability, shape (n,), from a matrix with :attr:`feature_names` as columns."""
@@ -146,21 +170,30 @@ class Bundle:
     def contributions(self, matrix: Matrix, booster: str = "risk") -> Floats:
         """Exact TreeSHAP in log-odds, shape (n, n_features + 1); the last column is the base value.
 
-        Rows sum to :meth:`raw` (to rounding): reasons explain the score before calibration.
+        The mean of the members' contributions. Rows sum to :meth:`raw` (to rounding): reasons explain the score
+        before calibration.
         """
-        values = self.boosters[booster].predict(matrix, pred_contrib=True, num_threads=1)
-        return np.asarray(values, dtype=np.float64)
+        return mean_of_members(self.members(booster), matrix, 1, pred_contrib=True)
 
     def _check_features(self) -> None:
         expected = list(self.feature_names)
         for name, booster in self.boosters.items():
             missing = [f for f in booster.feature_name() if f not in set(expected)]
-            if missing or (name == "risk" and booster.feature_name() != expected):
+            if missing or (name.split(".")[0] == "risk" and booster.feature_name() != expected):
                 some = ", ".join(missing[:3]) or "their order"
                 raise SpecError(
                     f"Bundle {self.name}@{self.version}: booster {name!r} and spec.toml disagree on "
                     f"features ({some}). The bundle was made by another version; train it again."
                 )
+
+
+def mean_of_members(members: Sequence[lgb.Booster], matrix: Matrix, threads: int, **what: bool) -> Floats:
+    """Mean over boosters of what each predicts: ``raw_score`` or ``pred_contrib``."""
+    values = [
+        np.asarray(m.predict(matrix, num_threads=threads, **what), dtype=np.float64)  # type: ignore[arg-type]
+        for m in members
+    ]
+    return values[0] if len(values) == 1 else np.asarray(np.mean(values, axis=0), dtype=np.float64)
 
 
 def write_bundle(

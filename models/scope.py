@@ -19,7 +19,9 @@ from models.spec import Spec
 SCORED: Final = "scored"
 OUT_OF_SCOPE: Final = "out_of_scope"
 INSUFFICIENT_DATA: Final = "insufficient_data"
-ADMISSION: Final = "icu_admission__hours_since_last"
+ADMISSION: Final = ("icu_admission__hours_since_last", "age_years__last")
+"""What is missing where nobody knows when intensive care began: its clock, and all that is dated by it. The first of
+these that a model reads is asked."""
 KEYS: Final = ("encounter_classes", "min_age", "vitals", "recent_h", "min_vitals")
 
 Matrix = npt.NDArray[np.float32]
@@ -53,13 +55,12 @@ def recent_vitals(matrix: Matrix, spec: Spec) -> npt.NDArray[np.int64]:
 
 
 def admission_known(matrix: Matrix, spec: Spec) -> npt.NDArray[np.bool_]:
-    """Whether the admission to intensive care is known, shape (n,); where no feature reads it, nobody misses it.
+    """Whether the admission to intensive care is known, shape (n,); where no feature depends on it, nobody misses it.
 
     What is said of the patient is dated by it: a score without it would do without age and sex, unnoticed.
     """
-    if ADMISSION not in spec.features.names:
-        return np.ones(len(matrix), dtype=np.bool_)
-    return ~np.isnan(matrix[:, spec.features.names.index(ADMISSION)])
+    asked = [spec.features.names.index(name) for name in ADMISSION if name in spec.features.names][:1]
+    return np.asarray(~np.isnan(matrix[:, asked]).any(axis=1))
 
 
 def assess(

@@ -67,6 +67,11 @@ class Spec:
         """The product: sepsis, admissions."""
         return str(self.table["model"]["name"])
 
+    @property
+    def served(self) -> bool:
+        """Whether a model of this spec may answer about patients; ``model.served``, true where it is not said."""
+        return bool(self.section("model").get("served", True))
+
     @cached_property
     def features(self) -> FeatureSet:
         """The features the model reads, in the order of its matrix."""

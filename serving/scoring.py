@@ -314,7 +314,8 @@ class Scorer:
         names = [name for name in ("encounter_class", "age_years") if facts.get(name) in (None, "")]
         admitted = facts.get("icu_admission_time")
         undated = admitted is None or admitted > now
-        if facts.get("encounter_class") == "icu" and undated and not set(ADMISSION).isdisjoint(self.bundle.feature_names):
+        asked = not set(ADMISSION).isdisjoint(self.bundle.feature_names)
+        if facts.get("encounter_class") == "icu" and undated and asked:
             names.append("icu_admission_time")
         return tuple(names)
 

@@ -124,7 +124,7 @@ def preflight(settings: Settings) -> None:
         The bundle is missing or was changed, the store does not open, the credentials cannot be read, or the port is
         taken.
     """
-    Bundle.load(settings.sepsis_model)
+    Bundle.load_served(settings.sepsis_model)
     Store.open(settings.store_url, settings.store_key or None).close()
     Credentials.of(settings)
     check_port(settings.host, settings.port, "WARDCAST_PORT")

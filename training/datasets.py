@@ -375,10 +375,9 @@ def _usual(bundle: Bundle) -> dict[str, float]:
 
 
 def _gain(bundle: Bundle, features: Sequence[str]) -> float:
-    """Share of the split gain of the first booster that some features carry."""
-    booster = bundle.boosters.get("risk") or next(iter(bundle.boosters.values()))
-    gain = dict(zip(booster.feature_name(), booster.feature_importance("gain"), strict=True))
-    return float(sum(gain.get(n, 0.0) for n in features) / max(sum(gain.values()), 1e-12))
+    """Share of the split gain that some features carry."""
+    gain = bundle.gain()
+    return sum(gain.get(n, 0.0) for n in features)
 
 
 def _by_code(account: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, int]]:

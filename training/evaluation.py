@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,8 +40,8 @@ Objects = npt.NDArray[np.object_]
 EARLY_H: Final = 48
 """Up to this ICU hour the length of stay tells nothing of sepsis in PhysioNet 2019; later it does."""
 
-RIVALS: Final = {"clock": "icu_admission__hours_since_last", "sirs": "sirs_partial", "news2": "news2_partial"}
-"""What needs no model: hours in intensive care, and the partial scores, by the feature that holds them."""
+RIVALS: Final = {"sirs": "sirs_partial", "news2": "news2_partial"}
+"""What needs no model, beside the hours in intensive care: the partial scores, by the feature that holds them."""
 
 TRAINED_ON: Final = (
     "These patients trained the model, which flatters it. The card has the cross-validated figures."
@@ -213,8 +213,8 @@ def _scored(bundle: Bundle, patients: Patients, threads: int) -> tuple[pd.DataFr
         probability[scored] = bundle.calibrator.apply(bundle.raw(ready.matrix[scored], threads=threads))
     encounter = pd.factorize(ready.rows["encounter_id"].astype(object))[0].astype(np.int64)
     policy = AlertPolicy.from_dict(bundle.alert_policy)
-    names = list(bundle.feature_names)
-    rivals = {k: ready.matrix[:, names.index(f)].astype(np.float64) for k, f in RIVALS.items() if f in names}
+    hours = ready.rows["iculos"].to_numpy(dtype=np.float64)
+    rivals = rival_scores(hours, ready.matrix, bundle.feature_names)
     rows = ready.rows.assign(
         probability=probability,
         alert=probability >= bundle.thresholds["utility"],
@@ -395,7 +395,7 @@ def judged_rows(rows: pd.DataFrame, label: Ints, bundle: Bundle) -> Judged:
     """Rows of :func:`score_patients` beside their outcomes; rivals alarm at the thresholds found in training."""
     limits = bundle.parts["decision"].get("rivals", {})
     rivals = {}
-    for name in RIVALS:
+    for name in ("clock", *RIVALS):
         if name in rows and name in limits:
             score = rows[name].to_numpy(dtype=np.float64)
             rivals[name] = (score, score >= limits[name])
@@ -409,6 +409,14 @@ def judged_rows(rows: pd.DataFrame, label: Ints, bundle: Bundle) -> Judged:
         page=rows["page"].to_numpy(dtype=np.bool_),
         rivals=rivals,
     )
+
+
+def rival_scores(
+    hour: Floats, matrix: npt.NDArray[np.float32], names: Sequence[str]
+) -> dict[str, Floats]:
+    """What each rival says of each row: the clock its hour, a partial score its points where ``names`` has it."""
+    columns = {rival: list(names).index(f) for rival, f in RIVALS.items() if f in names}
+    return {"clock": hour} | {rival: matrix[:, k].astype(np.float64) for rival, k in columns.items()}
 
 
 def page_rows(patient: Ints, hour: Floats, probability: Floats, policy: AlertPolicy) -> Bools:

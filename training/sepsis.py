@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from features.errors import DataError, SpecError
 from models import metrics
-from models.bundle import Bundle, write_bundle
+from models.bundle import Bundle, mean_of_members, write_bundle
 from models.calibration import Calibrator, choose
 from models.cards import evaluation_text, sepsis_card, with_interval
 from models.decision import AlertPolicy
@@ -32,7 +32,7 @@ from models.profile import profile
 from models.scope import scope_of
 from models.spec import Spec
 from training.cohort import Cohort, read_cohort
-from training.evaluation import RIVALS, Judged, bands, clean_json, evaluate, page_rows
+from training.evaluation import EARLY_H, Judged, bands, clean_json, evaluate, page_rows, rival_scores
 from training.splits import patient_folds
 
 Floats = npt.NDArray[np.float64]
@@ -43,6 +43,8 @@ SPEC: Final = Path(__file__).resolve().parent.parent / "models" / "sepsis" / "sp
 PROFILE_ROWS: Final = 100_000
 INFLUENCE_ROWS: Final = 1_000
 PROCESS: Final = ("hours_since_last", "count")
+BINNED: Final = {"max_bin": 127, "feature_pre_filter": False, "verbose": -1}
+"""How values are binned, once for all members of an ensemble."""
 NEEDED: Final = {
     "target": ("meaning",),
     "training": ("folds", "seed", "replicates", "rounds", "keep", "utility_share", "boost"),
@@ -139,9 +141,9 @@ def _fit_and_write(
     with _stage(bars, "from one hospital to the other"):
         evaluation["transfer"] = transfer(cohort, fold, spec, threads)
     with _stage(bars, "fitting on everyone"):
-        booster = fit(cohort, cohort.scored, spec, threads)
+        boosters = fit(cohort, cohort.scored, spec, threads)
     with _stage(bars, "writing the bundle"):
-        return _write(cohort, raw, fold, booster, evaluation, spec, output), evaluation
+        return _write(cohort, raw, fold, boosters, evaluation, spec, output), evaluation
 
 
 # ------------------------------------------------------------ fitting
@@ -216,11 +218,20 @@ def fit(
         categorical_feature=list(spec.features.categorical),
         params=BINNED | {"num_threads": threads},
     ).construct()
-    return {m.booster: _fit_member(m, cohort, used, counts_for, data, spec, threads) for m in ensemble or members(spec)}
+    return {
+        m.booster: _fit_member(m, cohort, used, counts_for, data, spec, threads)
+        for m in ensemble or members(spec)
+    }
 
 
 def _fit_member(
-    member: Member, cohort: Cohort, used: Ints, counts_for: Floats, data: lgb.Dataset, spec: Spec, threads: int
+    member: Member,
+    cohort: Cohort,
+    used: Ints,
+    counts_for: Floats,
+    data: lgb.Dataset,
+    spec: Spec,
+    threads: int,
 ) -> lgb.Booster:
     target, weight = blended(cohort, used, member.utility_share)
     weight = weight * counts_for * np.where(cohort.hour[used] <= EARLY_H, member.early_weight, 1.0)
@@ -252,7 +263,9 @@ def out_of_fold(cohort: Cohort, fold: Ints, spec: Spec, threads: int, done: Any 
     """Raw log-odds of every scored row from boosters that never saw its patient, shape (n,); NaN elsewhere."""
     raw = np.full(len(fold), np.nan)
     for k in range(int(fold.max()) + 1):
-        raw[fold == k] = predicted(fit(cohort, fold != k, spec, threads), cohort, fold == k, threads)[fold == k]
+        raw[fold == k] = predicted(fit(cohort, fold != k, spec, threads), cohort, fold == k, threads)[
+            fold == k
+        ]
         done()
     return raw
 
@@ -285,22 +298,19 @@ def decide(cohort: Cohort, raw: Floats, fold: Ints, rows: Bools, spec: Spec) -> 
     known = rows & ~np.isnan(raw)
     calibrator, losses = choose(raw[known], cohort.label[known], fold[known])
     probability = calibrator.apply(raw)
-    rivals = {
-        name: metrics.best_threshold(cohort.matrix[rows, column].astype(np.float64), gain[rows])
-        for name, column in _rivals(spec).items()
-    }
+    humble = {name: score[rows] for name, score in _rivals(cohort, spec).items()}
+    judged_on = rows & (cohort.hour <= spec.section("alerts").get("utility_until_h", np.inf))
     return Decided(
         calibrator,
         losses,
-        metrics.best_threshold(probability[rows], gain[rows]),
+        metrics.best_threshold(probability[judged_on], gain[judged_on]),
         page_policy(cohort, probability, rows, spec),
-        rivals,
+        {name: metrics.best_threshold(score, gain[rows]) for name, score in humble.items()},
     )
 
 
-def _rivals(spec: Spec) -> dict[str, int]:
-    names = spec.features.names
-    return {rival: names.index(feature) for rival, feature in RIVALS.items() if feature in names}
+def _rivals(cohort: Cohort, spec: Spec) -> dict[str, Floats]:
+    return rival_scores(cohort.hour, cohort.matrix, spec.features.names)
 
 
 def page_policy(cohort: Cohort, probability: Floats, rows: Bools, spec: Spec) -> AlertPolicy:
@@ -326,7 +336,7 @@ def judge(cohort: Cohort, raw: Floats, fold: Ints, spec: Spec) -> Judged:
     """Probabilities, alarms and pages of every fold, each decided on the scores of the other folds."""
     probability = np.full(len(raw), np.nan)
     alarm, page = np.zeros(len(raw), dtype=np.bool_), np.zeros(len(raw), dtype=np.bool_)
-    columns = {name: cohort.matrix[:, column].astype(np.float64) for name, column in _rivals(spec).items()}
+    columns = _rivals(cohort, spec)
     rival_alarms = {name: np.zeros(len(raw), dtype=np.bool_) for name in columns}
     for k in range(int(fold.max()) + 1):
         mine = fold == k
@@ -396,7 +406,7 @@ def _write(
     cohort: Cohort,
     raw: Floats,
     fold: Ints,
-    booster: lgb.Booster,
+    boosters: Mapping[str, lgb.Booster],
     evaluation: dict[str, Any],
     spec: Spec,
     output: Path | None,
@@ -407,7 +417,7 @@ def _write(
     some = np.sort(rng.choice(scored, min(PROFILE_ROWS, len(scored)), replace=False))
     decision = clean_decision(decided, spec)
     influence = influences(
-        booster, cohort.matrix[rng.choice(some, min(INFLUENCE_ROWS, len(some)), replace=False)], spec
+        boosters, cohort.matrix[rng.choice(some, min(INFLUENCE_ROWS, len(some)), replace=False)], spec
     )
     version = str(spec.section("model").get("version", "1"))
     data = clean_json(cohort.data)
@@ -416,7 +426,7 @@ def _write(
         name=spec.name,
         version=version,
         spec_text=spec.text,
-        boosters={"risk": booster},
+        boosters=boosters,
         parts={
             "features": spec.features.manifest(),
             "reference": profile(
@@ -450,9 +460,11 @@ def clean_decision(decided: Decided, spec: Spec) -> dict[str, Any]:
     }
 
 
-def influences(booster: lgb.Booster, matrix: npt.NDArray[np.float32], spec: Spec) -> dict[str, float]:
+def influences(
+    boosters: Mapping[str, lgb.Booster], matrix: npt.NDArray[np.float32], spec: Spec
+) -> dict[str, float]:
     """Share of the absolute TreeSHAP contributions by kind of feature: clock, process, vital signs, laboratory, …"""
-    values = np.asarray(booster.predict(matrix, pred_contrib=True, num_threads=1))[:, :-1]
+    values = mean_of_members(list(boosters.values()), matrix, 1, pred_contrib=True)[:, :-1]
     weight = np.abs(values).sum(axis=0)
     shares: dict[str, float] = {}
     for name, w in zip(spec.features.names, weight, strict=True):

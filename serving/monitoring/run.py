@@ -79,12 +79,10 @@ class Watched:
                 f"Bundle {bundle.model_id} has no reference profile, so there is nothing to compare with. "
                 "Train the model again; `wardcast train` writes one."
             )
-        booster = bundle.boosters["risk"]
-        gain = dict(zip(booster.feature_name(), booster.feature_importance("gain").tolist(), strict=True))
         features = bundle.spec.features
         names = [*(ratio.name for ratio in features.ratios), *features.scores]
         derived = {name: features.concept_of(name) for name in names}
-        return cls(bundle.model_id, bundle.reference, float(bundle.thresholds["alert"]), gain, derived)
+        return cls(bundle.model_id, bundle.reference, float(bundle.thresholds["alert"]), bundle.gain(), derived)
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,10 @@ def test_thresholds_of_a_fold_come_from_the_others(cohort, fold, small_spec):
 
 
 def test_the_bundle_scores_as_what_was_fitted(small_bundle, cohort, small_spec):
-    booster = sepsis.fit(cohort, cohort.scored, Spec.load(small_spec), threads=1)
+    boosters = sepsis.fit(cohort, cohort.scored, Spec.load(small_spec), threads=1)
     rows = cohort.matrix[cohort.scored][:200]
-    assert np.array_equal(small_bundle.raw(rows), booster.predict(rows, raw_score=True, num_threads=1))
+    assert list(boosters) == ["risk"]
+    assert np.array_equal(small_bundle.raw(rows), boosters["risk"].predict(rows, raw_score=True, num_threads=1))
     assert np.array_equal(small_bundle.raw(rows), small_bundle.raw(rows, threads=2))
 
 
