@@ -3,24 +3,28 @@
 ``alert`` is a fact of one row, probability at or above a threshold. A ``page`` interrupts someone, so it
 follows a policy: an episode opens when the probability reaches the threshold and closes when it falls
 below ``release`` times that; it pages once, unless the probability has since risen by ``reraise``; and
-after a page there is quiet for ``snooze_h`` hours, which only such a rise breaks.
+after a page there is quiet for ``snooze_h`` hours, which only such a rise breaks. The rule is one compiled
+function: the service calls it for each score, a batch for all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from features.clock import HOUR_US
 from features.errors import SpecError
+from features.kernels import compiled
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+NEVER: Final = np.iinfo(np.int64).min // 2
+"""Time of a page that never was: so long ago that no quiet is left, and no difference overflows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +128,73 @@ class AlertPolicy:
         """
         if probability is None or np.isnan(probability):
             return state, Decision(False, False, state.active)
-        if probability < self.threshold:
-            active = state.active and probability >= self.release * self.threshold
-            paged = state.paged and active
-            return AlertState(active, paged, state.last_page_us, state.last_page_probability), Decision(
-                False, False, active
-            )
-        if self._pages(state, probability, time_us):
-            return AlertState(True, True, time_us, probability), Decision(True, True, True)
-        paged = state.active and state.paged
-        return AlertState(True, paged, state.last_page_us, state.last_page_probability), Decision(
-            True, False, True
-        )
+        last = NEVER if state.last_page_us is None else state.last_page_us
+        before = (state.active, state.paged, last, state.last_page_probability)
+        active, paged, last, told, page = _step(*before, float(probability), int(time_us), *self._rule())
+        kept = AlertState(active, paged, None if last == NEVER else last, told)
+        return kept, Decision(probability >= self.threshold, page, active)
 
-    def _pages(self, state: AlertState, probability: float, time_us: int) -> bool:
-        if state.last_page_us is None or probability >= self.reraise * state.last_page_probability:
-            return True
-        quiet_over = time_us - state.last_page_us >= self.snooze_h * HOUR_US
-        return quiet_over and not (state.active and state.paged)
+    def _rule(self) -> tuple[float, int, float, float]:
+        """As the compiled step takes it."""
+        return self.threshold, round(self.snooze_h * HOUR_US), self.reraise, self.release
+
+
+@compiled
+def _step(
+    active: bool,
+    paged: bool,
+    last_us: int,
+    told: float,
+    probability: float,
+    time_us: int,
+    threshold: float,
+    snooze_us: int,
+    reraise: float,
+    release: float,
+) -> tuple[bool, bool, int, float, bool]:
+    """The rule itself, for one score: the four parts of the state afterwards, and whether somebody is paged."""
+    if probability < threshold:
+        active = active and probability >= release * threshold
+        return active, paged and active, last_us, told, False
+    risen = last_us == NEVER or probability >= reraise * told
+    quiet_over = time_us - last_us >= snooze_us
+    if risen or (quiet_over and not (active and paged)):
+        return True, True, time_us, probability, True
+    return True, active and paged, last_us, told, False
+
+
+@compiled
+def _walk(
+    encounter: Ints,
+    time_us: Ints,
+    probability: Floats,
+    threshold: float,
+    snooze_us: int,
+    reraise: float,
+    release: float,
+) -> tuple[Bools, Bools]:
+    """:func:`_step` over rows sorted by encounter and time: which page, and in which an episode stands."""
+    n = len(probability)
+    page, standing = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+    active, paged, last_us, told = False, False, NEVER, 0.0
+    for i in range(n):
+        if i > 0 and encounter[i] != encounter[i - 1]:
+            active, paged, last_us, told = False, False, NEVER, 0.0
+        if not np.isnan(probability[i]):
+            active, paged, last_us, told, page[i] = _step(
+                active,
+                paged,
+                last_us,
+                told,
+                probability[i],
+                time_us[i],
+                threshold,
+                snooze_us,
+                reraise,
+                release,
+            )
+        standing[i] = active
+    return page, standing
 
 
 def pages(encounter: Ints, time_us: Ints, probability: Floats, policy: AlertPolicy) -> Bools:
@@ -157,28 +210,13 @@ def pages(encounter: Ints, time_us: Ints, probability: Floats, policy: AlertPoli
     -------
     bool, shape (n,), in the order given.
     """
-    paged = np.zeros(len(probability), dtype=np.bool_)
-    state, current = AlertState(), -1
-    for row in _telling(encounter, time_us, probability, policy):
-        if encounter[row] != current:
-            state, current = AlertState(), int(encounter[row])
-        state, decision = policy.step(state, float(probability[row]), int(time_us[row]))
-        paged[row] = decision.page
-    return paged
+    return walk(encounter, time_us, probability, policy)[0]
 
 
-def _telling(encounter: Ints, time_us: Ints, probability: Floats, policy: AlertPolicy) -> Ints:
-    """Rows that can change a state, by encounter and time: those at the threshold, and the first of each
-    fall.
-
-    A fall below release is told once; more rows below it, or between release and threshold, change
-    nothing more.
-    """
+def walk(encounter: Ints, time_us: Ints, probability: Floats, policy: AlertPolicy) -> tuple[Bools, Bools]:
+    """Which rows page as :func:`pages`, and in which an alert episode stands after the score."""
     order = np.lexsort((time_us, encounter))
-    order = order[~np.isnan(probability[order])]
-    high = probability[order] >= policy.threshold
-    low = probability[order] < policy.release * policy.threshold
-    same = np.append(False, np.diff(encounter[order]) == 0)
-    repeated = np.append(False, low[:-1]) & same
-    telling: Ints = order[high | (low & ~repeated & same)]
-    return telling
+    told = _walk(encounter[order], time_us[order], probability[order], *policy._rule())
+    page, standing = np.zeros((2, len(order)), dtype=np.bool_)
+    page[order], standing[order] = told
+    return page, standing

@@ -21,6 +21,7 @@ from features.clean import clean_one, contradictions
 from features.events import ENCOUNTER_CONCEPTS, NAT, encounter_facts
 from features.windows import FlatEvents, flatten_arrays
 from models.bundle import Bundle
+from models.decision import AlertPolicy, AlertState
 from models.scope import ADMISSION, OUT_OF_SCOPE, SCORED, admission_known, assess, recent_vitals, scope_of
 from serving.ingest.events import times_ahead
 from serving.reasons import Latest, Reason, latest, reasons
@@ -196,6 +197,7 @@ class Scorer:
         """Score nobody once, so that the first patient does not wait for the compiled loops to load."""
         nobody: dict[str, Any] = dict.fromkeys(KNOWN_COLUMNS) | {"encounter_id": "", "subject_id": ""}
         self.score([nobody], event_table([]), 0)
+        AlertPolicy.from_dict(self.bundle.alert_policy).step(AlertState(), 0.0, 0)
         self.bundle.contributions(np.full((1, len(self.bundle.feature_names)), np.nan, dtype=np.float32))
 
     def flatten(self, encounters: Sequence[Facts], events: pd.DataFrame, now: int) -> FlatEvents:

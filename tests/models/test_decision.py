@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from features.clock import HOUR_US
 from features.errors import SpecError
-from models.decision import AlertPolicy, AlertState, pages
+from models.decision import AlertPolicy, AlertState, pages, walk
 
 POLICY = AlertPolicy(threshold=0.1, snooze_h=8, reraise=2, release=0.5)
 
@@ -75,13 +75,15 @@ def test_a_batch_in_any_order_equals_step_by_step(rows, chance):
     encounter = np.array([r[0] for r in rows], dtype=np.int64)
     hour = np.array([r[1] for r in rows], dtype=np.int64)
     p = np.array([r[2] for r in rows], dtype=np.float64)
-    expected = np.zeros(len(rows), dtype=bool)
+    expected, stands = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
     for e in set(encounter.tolist()):
         state = AlertState()
         for i in sorted(np.flatnonzero(encounter == e), key=lambda i: hour[i]):
             state, decision = POLICY.step(state, p[i], int(hour[i]) * HOUR_US)
-            expected[i] = decision.page
-    assert pages(encounter, hour * HOUR_US, p, POLICY).tolist() == expected.tolist()
+            expected[i], stands[i] = decision.page, decision.active
+    page, standing = walk(encounter, hour * HOUR_US, p, POLICY)
+    assert page.tolist() == expected.tolist() == pages(encounter, hour * HOUR_US, p, POLICY).tolist()
+    assert standing.tolist() == stands.tolist()
 
 
 @given(st.lists(probability, min_size=1, max_size=40), st.integers(1, 39))
