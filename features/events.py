@@ -106,11 +106,12 @@ def encounter_events(encounters: pd.DataFrame) -> pd.DataFrame:
     ``icu_admission`` (1, at the admission) and ``hours_before_icu`` (hospital to ICU admission). A fact that is
     empty in the encounter makes no event.
     """
-    times = (_instants(encounters, f"{place}_admission_time") for place in ("icu", "hospital"))
+    icu = _instants(encounters, "icu_admission_time")
+    hospital = _instants(encounters, "hospital_admission_time")
     age = encounters["age_years"].to_numpy(dtype="float64")
     male = _one_hot(encounters["sex"], "male", "female")
     medical = _one_hot(encounters["icu_type"], "medical", "surgical")
-    which, place, known, values = encounter_facts(*times, age, male, medical)
+    which, place, known, values = encounter_facts(icu, hospital, age, male, medical)
     concept = np.array(ENCOUNTER_CONCEPTS, dtype=object)[place]
     when = pd.Series(pd.DatetimeIndex(known.view("datetime64[us]"), tz="UTC"))
     return pd.DataFrame(

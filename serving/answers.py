@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -28,17 +28,18 @@ class Refusal(Exception):
         self.remedy = remedy
         self.fields = list(fields)
 
+    def problem(self) -> dict[str, Any]:
+        """What is wrong, as JSON."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "remedy": self.remedy,
+            "fields": [field.model_dump() for field in self.fields],
+        }
+
     def answer(self) -> JSONResponse:
         """The refusal as the caller gets it."""
-        body = {
-            "error": {
-                "code": self.code,
-                "message": self.message,
-                "remedy": self.remedy,
-                "fields": [field.model_dump() for field in self.fields],
-            },
-            "request_id": request_id.get(),
-        }
+        body = {"error": self.problem(), "request_id": request_id.get()}
         headers = {"WWW-Authenticate": 'Bearer realm="wardcast"'} if self.status == 401 else {}
         return JSONResponse(body, status_code=self.status, headers=headers)
 
@@ -100,6 +101,11 @@ def too_large(limit: int) -> Refusal:
     )
 
 
+def media_type(request: Request) -> str:
+    """What the caller says the body is."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def require_json(request: Request) -> None:
     """Refuse bodies of another type, or packed.
 
@@ -108,8 +114,10 @@ def require_json(request: Request) -> None:
     Refusal
         415.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
+    if (
+        media_type(request) != "application/json"
+        or request.headers.get("content-encoding", "identity") != "identity"
+    ):
         raise Refusal(
             415,
             "unsupported_media_type",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -9,36 +10,36 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime
+from sqlalchemy import Connection
 
 from features.errors import DataError
 from models.scope import OUT_OF_SCOPE, SCORED
 from serving.alerts import settle
 from serving.answers import Refusal, parse, require_json, too_many_events
 from serving.clock import iso, to_us
+from serving.described import (
+    Alert,
+    AlertsAnswer,
+    EventsAnswer,
+    HistoryAnswer,
+    RiskAnswer,
+    ScoreAnswer,
+    gives,
+    problems,
+    takes,
+)
 from serving.ingest.events import UNKNOWN_ENCOUNTER, Verdict, receive
 from serving.rounds import ENDED, Logged, behind, current, score_stored, skipped
-from serving.schemas import NO_NUL, AcknowledgeRequest, ErrorAnswer, EventsRequest, ScoreRequest
+from serving.schemas import NO_NUL, AcknowledgeRequest, EventsRequest, ScoreRequest
 from serving.scoring import Explain, Score, Scorer, pack, record
 from serving.state import Wardcast, of, wall_us
-from serving.stateless import left_out, understand
+from serving.stateless import Asked, left_out, understand
 from serving.store import facts, log
 
 STATELESS = "stateless"
 TOLD = 6
 """Reasons given unasked; the rest are summed up in one line."""
-MAX_BODY_TEXT = "One JSON object; see WARDCAST_MAX_BODY_BYTES and WARDCAST_MAX_EVENTS for its limits."
-
-router = APIRouter(
-    prefix="/v1",
-    responses={
-        code: {"model": ErrorAnswer, "description": text}
-        for code, text in {
-            401: "No token, or one that is not known.",
-            403: "The caller's role may not do this.",
-            422: "Fields that cannot be used, each with its remedy.",
-        }.items()
-    },
-)
+router = APIRouter(prefix="/v1", responses=problems(401, 403, 422))
 
 
 async def _body(request: Request) -> bytes:
@@ -52,14 +53,11 @@ Encounter = Annotated[
 ]
 
 
-def _takes(model: str) -> dict[str, Any]:
-    """OpenAPI of a body that is read by :func:`serving.answers.parse`."""
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model}"}}}
-    return {"requestBody": {"required": True, "description": MAX_BODY_TEXT, "content": content}}
-
-
 @router.post(
-    "/sepsis/score", summary="Score one patient from what is sent", openapi_extra=_takes("ScoreRequest")
+    "/sepsis/score",
+    summary="Score one patient from what is sent",
+    openapi_extra=takes("ScoreRequest"),
+    responses=gives(ScoreAnswer, 400, 413, 415, 503),
 )
 def score(request: Request, body: Body) -> JSONResponse:
     """Sepsis risk of one patient, from the events in the request alone.
@@ -69,39 +67,59 @@ def score(request: Request, body: Body) -> JSONResponse:
     """
     state = of(request)
     asked = parse(ScoreRequest, body)
-    _within_limit(state, "events", asked.events)
+    within_limit(state, "events", asked.events)
     scorer, created = state.scorer, state.now_us()
     told = understand(asked, scorer.bundle.spec.features, created, wall_us())
     flat = scorer.lay_out([told.encounter], told.readings, [told.when])
     result = scorer.judge([told.encounter], flat, [told.when], [asked.explain])[0]
-    identity = _log(request, result, pack(told.encounter, flat, 0), created)
-    answer = _answer(result, identity, scorer, created, asked.explain)
+    identity = log_scores(request, [result], [pack(told.encounter, flat, 0)], created)[0]
+    return JSONResponse(stateless_answer(asked, told, result, identity, scorer, created))
+
+
+def stateless_answer(
+    asked: ScoreRequest, told: Asked, score: Score, identity: str, scorer: Scorer, created: int
+) -> dict[str, Any]:
+    """A score as its caller reads it, with what was not used of the request."""
+    answer = _answer(score, identity, scorer, created, asked.explain)
     answer["used"] = len(asked.events) - len(told.ignored)
     answer["ignored"] = left_out(told)
     if asked.features:
-        values = [None if v != v else v for v in result.features.tolist()]
+        values = [None if v != v else v for v in score.features.tolist()]
         answer["features"] = dict(zip(scorer.bundle.feature_names, values, strict=True))
-    return JSONResponse(answer)
+    return answer
 
 
-def _within_limit(state: Wardcast, field: str, items: Sequence[object]) -> None:
+def within_limit(state: Wardcast, field: str, items: Sequence[object]) -> None:
+    """Refuse more items than one call may carry."""
     if len(items) > state.settings.max_events:
         raise too_many_events(len(items), state.settings.max_events, field)
 
 
-def _log(request: Request, result: Score, inputs: bytes, created: int) -> str:
-    """Keep a stateless score with its inputs, and who asked for it; returns its identity."""
-    state, identity = of(request), secrets.token_hex(16)
+def log_scores(request: Request, scores: Sequence[Score], inputs: Sequence[bytes], created: int) -> list[str]:
+    """Keep stateless scores with their inputs, and who asked for them; returns their identities."""
+    state = of(request)
     model_id = state.scorer.bundle.model_id
-    row = record(result, identity, road=STATELESS, model_id=model_id, created=created, inputs=inputs)
-    with state.store.write() as connection:
-        log.add_predictions(connection, [row])
-        state.audit(request, "score", [result.encounter_id], connection)
-    state.metrics.count_scores(model_id, [result])
-    return identity
+    identities = [secrets.token_hex(16) for _ in scores]
+    rows = [
+        record(one, identity, road=STATELESS, model_id=model_id, created=created, inputs=packed)
+        for one, identity, packed in zip(scores, identities, inputs, strict=True)
+    ]
+
+    def keep(connection: Connection) -> None:
+        log.add_predictions(connection, rows)
+        state.audit(request, "score", [one.encounter_id for one in scores], connection)
+
+    state.store.together(keep)
+    state.metrics.count_scores(model_id, scores)
+    return identities
 
 
-@router.post("/events", summary="Send news about patients", openapi_extra=_takes("EventsRequest"))
+@router.post(
+    "/events",
+    summary="Send news about patients",
+    openapi_extra=takes("EventsRequest"),
+    responses=gives(EventsAnswer, 400, 413, 415),
+)
 def events(request: Request, body: Body) -> JSONResponse:
     """Store encounters and events, then score the patients they are about.
 
@@ -111,8 +129,8 @@ def events(request: Request, body: Body) -> JSONResponse:
     """
     state = of(request)
     news = parse(EventsRequest, body)
-    _within_limit(state, "events", news.events)
-    _within_limit(state, "encounters", news.encounters)
+    within_limit(state, "events", news.events)
+    within_limit(state, "encounters", news.encounters)
     with state.store.write() as connection:
         now = state.advance(connection, news.as_of)
         receipt = receive(connection, news, now)
@@ -165,7 +183,11 @@ def _brief(logged: Logged) -> dict[str, Any]:
     }
 
 
-@router.get("/risk", summary="Risk of one patient now", responses={404: {"model": ErrorAnswer}})
+@router.get(
+    "/risk",
+    summary="Risk of one patient now",
+    responses=gives(RiskAnswer, 404, 409, 503),
+)
 def risk(request: Request, encounter: Encounter, explain: bool | None = None) -> JSONResponse:
     """Sepsis risk of a stored patient at the service's now, logged like every other score.
 
@@ -191,7 +213,36 @@ def risk(request: Request, encounter: Encounter, explain: bool | None = None) ->
     return JSONResponse(answer | {"page": logged.page})
 
 
-@router.get("/alerts", summary="Alerts, newest first")
+@router.get(
+    "/risk/history", summary="Risk of one patient until now", responses=gives(HistoryAnswer)
+)
+def risk_history(
+    request: Request,
+    encounter: Encounter,
+    since: Annotated[
+        AwareDatetime | None, Query(description="Included; the first score where left out.")
+    ] = None,
+    until: Annotated[AwareDatetime | None, Query(description="Not included.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="The newest so many.")] = 200,
+) -> JSONResponse:
+    """The scores of a stored patient as they were given, with the reasons that were given then."""
+    state = of(request)
+    start, end = (None if t is None else to_us(t) for t in (since, until))
+    with state.store.read() as connection:
+        total, rows = log.past_predictions(connection, encounter, "stored", start, end, limit)
+    state.audit(request, "read risk history", [encounter], outcome="done" if total else "not_found")
+    scores = [_past(row) for row in rows]
+    return JSONResponse({"encounter_id": encounter, "total": total, "scores": scores})
+
+
+def _past(row: dict[str, Any]) -> dict[str, Any]:
+    kept = ("prediction_id", "status", "probability", "alert", "page")
+    times = {name: iso(row[name]) for name in ("prediction_time", "created_time")}
+    told = {"model": row["model_id"], "reasons": json.loads(row["reasons"] or "[]")}
+    return {name: row[name] for name in kept} | times | told
+
+
+@router.get("/alerts", summary="Alerts, newest first", responses=gives(AlertsAnswer))
 def alerts(
     request: Request,
     since: AwareDatetime | None = None,
@@ -221,8 +272,8 @@ def _alert(row: dict[str, Any]) -> dict[str, Any]:
 @router.post(
     "/alerts/acknowledge",
     summary="Say that somebody has seen an alert",
-    openapi_extra=_takes("AcknowledgeRequest"),
-    responses={404: {"model": ErrorAnswer}},
+    openapi_extra=takes("AcknowledgeRequest"),
+    responses=gives(Alert, 400, 404, 413, 415),
 )
 def acknowledge(request: Request, body: Body) -> JSONResponse:
     """Acknowledge an alert; the first to do so is its owner, every answer is kept."""

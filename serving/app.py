@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from features.errors import WardcastError
-from serving import api
+from serving import api, bulk
 from serving.answers import Refusal
 from serving.feeds import fhir as fhir_in
 from serving.guard import Guard
@@ -85,7 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.wardcast = state
     catch_up(state)
     interop = (cds_hooks.router, fhir.router)
-    routers = (probes, api.router, fhir_in.router, pages.router, reports(state), monitoring(), *interop)
+    routers = (probes, api.router, bulk.router, fhir_in.router, pages.router, reports(state), monitoring(), *interop)
     for router in routers:
         app.include_router(router)
     handlers: dict[type[Exception], Callable[..., Awaitable[Response]]] = {

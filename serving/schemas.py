@@ -128,6 +128,12 @@ class ScoreRequest(Contract):
     features: bool = Field(False, description="Also return the features the score was made from.")
 
 
+class BulkRequest(Contract):
+    """Any number of patients, each as if asked about alone."""
+
+    patients: list[ScoreRequest]
+
+
 class EventsRequest(Contract):
     """News about any number of encounters."""
 
@@ -146,7 +152,7 @@ class AcknowledgeRequest(Contract):
     comment: Annotated[str, Field(max_length=500, pattern=NO_NUL)] | None = None
 
 
-REQUESTS: Final = (ScoreRequest, EventsRequest, AcknowledgeRequest)
+REQUESTS: Final = (ScoreRequest, BulkRequest, EventsRequest, AcknowledgeRequest)
 assert STATUSES == ("final", "corrected", "preliminary", "deleted")  # noqa: S101  # the contract above spells them out
 
 

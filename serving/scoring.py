@@ -107,7 +107,7 @@ class Readings:
         place = {c: k for k, c in enumerate(concepts)}
         found = np.array([place.get(str(name), -1) for name in names] + [-1], dtype=np.int32)
         return cls(
-            encounter_ids.get_indexer(events["encounter_id"]).astype(np.int32),
+            encounter_ids.get_indexer(pd.Index(events["encounter_id"])).astype(np.int32),
             found[concept],
             events["time"].array.asi8,
             events["available_time"].array.asi8,

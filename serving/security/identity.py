@@ -25,7 +25,7 @@ from serving.store.tables import sessions
 
 Role = Literal["viewer", "integrator", "admin", "cds_client"]
 ROLES: Final = ("viewer", "integrator", "admin")
-FEEDS: Final = frozenset({"/v1/events", "/v1/sepsis/score", "/fhir"})
+FEEDS: Final = frozenset({"/v1/events", "/v1/sepsis/score", "/v1/sepsis/score/bulk", "/fhir"})
 """Only an integrator or admin may call these."""
 CDS: Final = "/cds-services"
 MINUTE_US: Final = 60_000_000

@@ -8,11 +8,13 @@ survives a power cut. Everything else in the store is SQLAlchemy Core and runs o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, inspect, select
 from sqlalchemy.exc import DatabaseError
@@ -23,6 +25,9 @@ from serving.store import postgres
 from serving.store.tables import SCHEMA_VERSION, audit_head, metadata, schema_version
 
 BUSY_MS = 15_000
+AT_ONCE = 64
+"""Deeds that share one transaction."""
+T = TypeVar("T")
 GENESIS = "0" * 64
 
 
@@ -39,6 +44,8 @@ class Database:
         self._readers = engine.execution_options(**reading or {})
         self._writers = engine.execution_options(wardcast_write=writers)
         self._lock = Lock()
+        self._turn = Lock()
+        self._queue: deque[_Job[Any]] = deque()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -52,9 +59,57 @@ class Database:
         with self._lock, self._writers.begin() as connection:
             yield connection
 
+    def together(self, deed: Callable[[Connection], T]) -> T:
+        """Do a deed in a transaction that it may share with those of others who came meanwhile; durable on return.
+
+        One synchronisation of the disk then serves them all. A deed that fails undoes itself alone.
+        """
+        job = _Job(deed)
+        self._queue.append(job)
+        with self._turn:
+            if not job.done:
+                self._serve()
+        if job.error is not None:
+            raise job.error
+        return job.result  # type: ignore[return-value]  # set by the deed that is done
+
+    def _serve(self) -> None:
+        jobs = [self._queue.popleft() for _ in range(min(len(self._queue), AT_ONCE))]
+        try:
+            with self.write() as connection:
+                for job in jobs:
+                    job.do(connection, alone=len(jobs) == 1)
+        except BaseException as error:
+            for job in jobs:
+                job.error = job.error or error
+        for job in jobs:
+            job.done = True
+
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()
+
+
+class _Job(Generic[T]):
+    """A deed on its way into a transaction, in the context of whoever asked for it."""
+
+    def __init__(self, deed: Callable[[Connection], T]) -> None:
+        self._deed = deed
+        self._context = copy_context()
+        self.result: T | None = None
+        self.error: BaseException | None = None
+        self.done = False
+
+    def do(self, connection: Connection, alone: bool) -> None:
+        """Do it. Where it shares the transaction, its failure is its own."""
+        if alone:
+            self.result = self._context.run(self._deed, connection)
+            return
+        try:
+            with connection.begin_nested():
+                self.result = self._context.run(self._deed, connection)
+        except Exception as error:
+            self.error = error
 
 
 def open_database(url: str, key: str | None, writers: str = "store") -> Database:

@@ -125,6 +125,18 @@ def found_predictions(
     return int(total), [dict(row) for row in rows]
 
 
+def past_predictions(
+    connection: Connection, encounter_id: str, road: str, since: int | None, until: int | None, limit: int
+) -> tuple[int, list[dict[str, Any]]]:
+    """Predictions of an encounter with ``since <= prediction_time < until``: how many, and the newest of them."""
+    p = predictions.c
+    wanted = (p.road == road, p.encounter_id == encounter_id, received_range(since, until, p.prediction_time))
+    total = connection.execute(select(func.count()).select_from(predictions).where(*wanted)).scalar_one()
+    query = select(*(p[name] for name in (*PREDICTION_COLUMNS, "reasons"))).where(*wanted)
+    rows = connection.execute(query.order_by(p.prediction_time.desc(), p.seq.desc()).limit(limit))
+    return int(total), [dict(row) for row in rows.mappings()]
+
+
 def reach(connection: Connection, ids: Iterable[str], road: str) -> dict[str, tuple[int, int]]:
     """How far the facts went that predictions of some encounters have read, as ``seq`` of events and encounter."""
     p = predictions.c

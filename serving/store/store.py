@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ VISIT_COLUMNS = (
     "encounter_id", "subject_id", "arrival_time", "decision_time", "admission_time", "discharge_time", "specialty",
     "unit", "age_years", "sex", "arrival_mode",
 )  # fmt: skip
+T = TypeVar("T")
 Moment = datetime | pd.Timestamp
 
 
@@ -69,6 +70,10 @@ class Store:
         """All or nothing; durable once the block has ended."""
         with self._database.write() as connection:
             yield connection
+
+    def together(self, deed: Callable[[Connection], T]) -> T:
+        """As :meth:`write`, for small deeds in numbers: several share one transaction, none the others' fate."""
+        return self._database.together(deed)
 
     def events(self, encounter_ids: Sequence[str], as_of: Moment) -> pd.DataFrame:
         """Usable canonical events of some encounters, as known at a moment."""
