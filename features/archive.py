@@ -22,12 +22,12 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -149,15 +149,22 @@ class ArchiveAccount:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some subjects, whole: ``encounters`` with ``ENCOUNTER_COLUMNS``, ``events`` cleaned and canonical.
+    """Some subjects, whole: ``encounters`` with ``ENCOUNTER_COLUMNS``, ``table`` their cleaned canonical events.
 
-    Text columns of the events are categoricals, but for ``text_value`` and ``source_id``, which seldom say the same
-    twice; rows stand by subject and time.
+    Rows of the Arrow table stand by subject and time, in the order of arrival where that matters.
     """
 
     name: str
     encounters: pd.DataFrame
-    events: pd.DataFrame
+    table: pa.Table
+
+    @cached_property
+    def events(self) -> pd.DataFrame:
+        """The events as pandas has them.
+
+        Text columns are categoricals, but for ``text_value`` and ``source_id``, which seldom say the same twice.
+        """
+        return pd.DataFrame({name: _pandas(self.table[name], name) for name in self.table.column_names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +181,16 @@ class ShardKey:
         """``00003-02``: file and row group."""
         return f"{self.file}-{self.group:02d}"
 
-    def read(self, columns: Iterable[str] = EVENT_COLUMNS) -> Shard:
-        """Load it; ``columns`` are those of the events, the others are left out."""
-        wanted = list(columns)
-        encounters = _read_encounters(self)
-        if not self.events:
-            return Shard(self.name, encounters, _canonical(DATA.empty_table(), wanted))
-        return Shard(self.name, encounters, _canonical(_read_group(self, wanted), wanted))
+    def read(
+        self, columns: Iterable[str] = EVENT_COLUMNS, about: Sequence[str] = tuple(ENCOUNTER_COLUMNS)
+    ) -> Shard:
+        """Load it, of the events these ``columns`` and of the encounters those of ``about``."""
+        return Shard(self.name, _read_encounters(self, about), self.column(*columns))
+
+    def column(self, *names: str) -> pa.Table:
+        """Some columns of its events, in the order of every other."""
+        stored = _read_group(self, names) if self.events else DATA.empty_table()
+        return _canonical(stored, names)
 
 
 # ------------------------------------------------------------ writing
@@ -615,7 +625,7 @@ def _agreeing(events: pa.Table) -> tuple[pa.Table, Aside]:
     facts = events.select(["encounter_id", "concept", "status", *TIMES, "numeric_value", "value"])
     facts = facts.take(pa.array(rows))
     told: dict[str, Any] = {c: _categories(facts[c]) for c in ("encounter_id", "concept", "status")}
-    told |= {c: _times(facts[c]) for c in TIMES} | {"numeric_value": _values(facts)}
+    told |= {c: _times(facts[c]) for c in TIMES} | {"numeric_value": _exact(facts).to_numpy()}
     wrong = rows[contradictions(pd.DataFrame(told))[1]["position"].to_numpy(dtype=np.int64)]
     counted = _asides(events, wrong, CONTRADICTION)
     if wrong.size:
@@ -783,7 +793,7 @@ def _file(folder: Path, part: str, name: str) -> Path:
     return folder / part / f"{name}.parquet"
 
 
-def _read_group(key: ShardKey, columns: list[str]) -> pa.Table:
+def _read_group(key: ShardKey, columns: Sequence[str]) -> pa.Table:
     names = {"value", "arrival"} | {"source_subject_id" if c == "subject_id" else c for c in columns}
     if "numeric_value" not in columns:
         names -= {"value"}
@@ -796,33 +806,35 @@ def _read_group(key: ShardKey, columns: list[str]) -> pa.Table:
         raise DataError(f"{path.name} of the archive cannot be read. Write the archive again.") from error
 
 
-def _canonical(table: pa.Table, columns: list[str]) -> pd.DataFrame:
-    """Columns of an event table as everything above the archive expects them."""
-    arrival = table["arrival"]
-    if arrival.null_count < len(table):
-        table = table.take(pc.sort_indices(arrival))
-    made: dict[str, Any] = {}
-    for name in columns:
-        if name in TIMES:
-            made[name] = _times(table[name])
-        elif name == "numeric_value":
-            made[name] = _values(table)
-        elif name in _PLAIN:
-            made[name] = table[name].cast(pa.string()).to_pandas().astype("str")
-        else:
-            made[name] = _categories(table["source_subject_id" if name == "subject_id" else name])
-    return pd.DataFrame(made, columns=columns)
+def _canonical(stored: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Columns of an event table, values exact and rows in the order in which everything above expects them."""
+    arrival = stored["arrival"]
+    if arrival.null_count < len(stored):
+        stored = stored.take(pc.sort_indices(arrival))
+    made = {name: stored["source_subject_id" if name == "subject_id" else name] for name in names}
+    if "numeric_value" in made:
+        made["numeric_value"] = _exact(stored)
+    return pa.table(made)
+
+
+def _pandas(column: pa.ChunkedArray, name: str) -> Any:
+    """A column of events as everything above the archive knows it."""
+    if name in TIMES:
+        return _times(column)
+    if name == "numeric_value":
+        return column.to_numpy()
+    if name in _PLAIN:
+        return column.cast(pa.string()).to_pandas().astype("str")
+    return _categories(column)
 
 
 def _times(column: pa.ChunkedArray) -> pd.Series:
     return pd.Series(pd.DatetimeIndex(column.to_numpy().astype("datetime64[us]"), tz="UTC"))
 
 
-def _values(table: pa.Table) -> npt.NDArray[np.float64]:
-    """The exact value where float32 is not, else the float32."""
-    value = table["numeric_value"].cast(pa.float64())
-    exact = pc.coalesce(table["value"], value)
-    return np.asarray(exact.to_numpy(zero_copy_only=False), dtype=np.float64)
+def _exact(table: pa.Table) -> pa.ChunkedArray:
+    """The exact value where float32 is not, else the float32; NaN where there is none."""
+    return pc.coalesce(table["value"], table["numeric_value"].cast(pa.float64()), pa.scalar(np.nan))
 
 
 def _categories(column: pa.ChunkedArray) -> pd.Categorical[Any]:
@@ -836,16 +848,16 @@ def _categories(column: pa.ChunkedArray) -> pd.Categorical[Any]:
     return pd.Categorical.from_codes(codes, categories=labels)
 
 
-def _read_encounters(key: ShardKey) -> pd.DataFrame:
+def _read_encounters(key: ShardKey, columns: Sequence[str]) -> pd.DataFrame:
     path = _file(key.folder, "encounters", key.file)
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read(use_threads=False)
+            table = file.read([*columns, "group"], use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"Encounters {path.name} cannot be read. Write the archive again.") from error
     table = table.filter(pc.equal(table["group"], key.group))
     made: dict[str, Any] = {}
-    for name in ENCOUNTER_COLUMNS:
+    for name in columns:
         column = table[name]
         made[name] = _times(column) if name.endswith("_time") else column.to_pandas()
     return pd.DataFrame(made)

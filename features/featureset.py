@@ -125,7 +125,11 @@ class FeatureSet:
         return flatten(contradictions(events)[0] if self.judge else events, self.concepts)
 
     def build(
-        self, events: pd.DataFrame | FlatEvents, prediction_times: pd.DataFrame, threads: int = 1
+        self,
+        events: pd.DataFrame | FlatEvents,
+        prediction_times: pd.DataFrame,
+        threads: int = 1,
+        out: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Features at prediction times.
 
@@ -135,6 +139,8 @@ class FeatureSet:
         prediction_times : DataFrame with ``encounter_id`` and ``prediction_time``
         threads : int
             Same bits for any number.
+        out : float32 array of the shape below, optional
+            Where to write; who builds often spares the system the search for new pages.
 
         Returns
         -------
@@ -142,12 +148,19 @@ class FeatureSet:
         """
         if not isinstance(events, FlatEvents):
             events = self.flatten(events)
-        return self.at(events, *rows(prediction_times, events.encounter_ids), threads)
+        return self.at(events, *rows(prediction_times, events.encounter_ids), threads, out)
 
-    def at(self, flat: FlatEvents, encounter: Ints, time: Ints, threads: int = 1) -> npt.NDArray[np.float32]:
+    def at(
+        self,
+        flat: FlatEvents,
+        encounter: Ints,
+        time: Ints,
+        threads: int = 1,
+        out: npt.NDArray[np.float32] | None = None,
+    ) -> npt.NDArray[np.float32]:
         """The same on bare arrays: positions in ``flat.encounter_ids`` and prediction times in microseconds."""
         n = len(self.windows)
-        out = np.empty((time.size, len(self.names)), np.float32)
+        out = np.empty((time.size, len(self.names)), np.float32) if out is None else out
         extra = np.empty((time.size, len(self._read) - n), np.float32)
 
         def finish(part: Ints) -> None:

@@ -29,33 +29,45 @@ from features.clock import UTC_US, parse_lookback
 from features.concepts import loader
 from features.errors import DataError, SpecError
 from features.featureset import FeatureSet
-from features.windows import FlatEvents
+from features.windows import Columns, FlatEvents, arrow_columns, flatten
 
 GROUP_ROWS: Final = 8_192
 """Predictions built and written at once: 13 MB of a set of 400 features."""
 LONGEST: Final = timedelta(days=366)
 """A stay is scored no longer than this; a discharge years away is a typing error."""
-READ: Final = ("encounter_id", "time", "available_time", "concept", "numeric_value", "status", "source_id")
-"""Columns of the events that windows read."""
+READ: Final = ("encounter_id", "time", "available_time", "concept", "numeric_value", "status")
+"""Columns of the events that windows always read."""
+SOURCE: Final = "source_id"
+"""The one that they read where ties and corrections make it matter."""
+ABOUT: Final = ("encounter_id", "hospital_admission_time", "icu_admission_time")
+"""Columns of the encounters that prediction times read."""
 
 _KEYS: Final = (
-    pa.field("encounter_id", pa.dictionary(pa.int32(), pa.string())),
-    pa.field("prediction_time", pa.timestamp("us", "UTC")),
+    pa.field("encounter_id", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+    pa.field("prediction_time", pa.timestamp("us", "UTC"), nullable=False),
 )
 _NAT: Final = np.iinfo(np.int64).min
+_TILE: Final = 128
 _LEAVING: Final = {
     "icu": ("icu_discharge", "hospital_discharge", "death"),
     "hospital": ("hospital_discharge", "death"),
 }
 
 Ints = npt.NDArray[np.int64]
+Singles = npt.NDArray[np.float32]
 
 
 class PredictionTimes(Protocol):
     """When to make a score: a rule that looks at one shard at a time."""
 
-    def rows(self, shard: Shard) -> tuple[pd.DataFrame, Counter[str]]:
-        """Prediction times (``encounter_id``, ``prediction_time``) of a shard, and encounters left out by reason."""
+    def rows(self, stays: pd.DataFrame, facts: Columns) -> tuple[pd.DataFrame, Counter[str]]:
+        """Prediction times (``encounter_id``, ``prediction_time``) of a shard, and encounters left out by reason.
+
+        Parameters
+        ----------
+        stays : DataFrame with :data:`ABOUT`
+        facts : Columns of all of the shard's events
+        """
         ...
 
 
@@ -78,12 +90,10 @@ class Grid:
                 f"{self.start!r}."
             )
 
-    def rows(self, shard: Shard) -> tuple[pd.DataFrame, Counter[str]]:
+    def rows(self, stays: pd.DataFrame, facts: Columns) -> tuple[pd.DataFrame, Counter[str]]:
         """See :class:`PredictionTimes`."""
-        stays, step = shard.encounters, self.every // timedelta(microseconds=1)
-        begin, end = _begin(stays, self.start), np.full(len(stays), _NAT)
-        if len(shard.events):
-            end = _end(shard.events, stays["encounter_id"], begin, _LEAVING[self.start])
+        step, begin = self.every // timedelta(microseconds=1), _begin(stays, self.start)
+        end = _end(facts, stays["encounter_id"], begin, _LEAVING[self.start])
         known = (begin != _NAT) & (end >= begin)
         long = known & (end - begin > LONGEST // timedelta(microseconds=1))
         end = np.where(long, begin + LONGEST // timedelta(microseconds=1), end)
@@ -111,17 +121,14 @@ class AtEvents:
                 f"Unknown concepts to predict at: {', '.join(unknown) or 'none named'}. See concepts.csv."
             )
 
-    def rows(self, shard: Shard) -> tuple[pd.DataFrame, Counter[str]]:
+    def rows(self, stays: pd.DataFrame, facts: Columns) -> tuple[pd.DataFrame, Counter[str]]:
         """See :class:`PredictionTimes`."""
-        asked = shard.events["concept"].isin(self.concepts) & (shard.events["status"] != "deleted")
-        met = shard.events.loc[asked, ["encounter_id", "available_time"]].drop_duplicates()
-        stays = shard.encounters["encounter_id"]
-        stay = pd.Index(stays).get_indexer(pd.Index(met["encounter_id"].astype(object)))
-        micros = met["available_time"].array.asi8
-        order = np.lexsort((micros, stay))
-        order = order[stay[order] >= 0]
-        left = Counter(no_such_fact=len(stays) - np.unique(stay[order]).size)
-        return _table(stay[order], stays, micros[order]), +left
+        ids = stays["encounter_id"]
+        stay, asked = _stay(facts, ids), _of(facts, self.concepts)
+        met = pd.DataFrame({"stay": stay[asked], "micros": facts.available[asked]}).drop_duplicates()
+        met = met[met["stay"] >= 0].sort_values(["stay", "micros"])
+        left = Counter(no_such_fact=len(stays) - met["stay"].nunique())
+        return _table(met["stay"].to_numpy(), ids, met["micros"].to_numpy()), +left
 
 
 class Listed:
@@ -146,15 +153,15 @@ class Listed:
     def __len__(self) -> int:
         return int(self._time.size)
 
-    def rows(self, shard: Shard) -> tuple[pd.DataFrame, Counter[str]]:
+    def rows(self, stays: pd.DataFrame, facts: Columns) -> tuple[pd.DataFrame, Counter[str]]:
         """See :class:`PredictionTimes`. Sorted by encounter and time; the keys say which row is which."""
-        stays = shard.encounters["encounter_id"]
-        place = self._known.get_indexer(pd.Index(stays.astype(object)))
+        ids = stays["encounter_id"]
+        place = self._known.get_indexer(pd.Index(ids.astype(object)))
         first, stop = self._first[place], self._first[place + 1]
         size = np.where(place >= 0, stop - first, 0)
         stay = np.repeat(np.arange(len(stays)), size)
         within = np.arange(stay.size) - np.repeat(np.cumsum(size) - size, size)
-        return _table(stay, stays, self._time[first[stay] + within]), +Counter(
+        return _table(stay, ids, self._time[first[stay] + within]), +Counter(
             not_listed=int((size == 0).sum())
         )
 
@@ -251,9 +258,11 @@ def build_part(
 
     Doing it again, on any machine, gives the same file.
     """
-    shard = source.read(READ) if isinstance(source, ShardKey) else source
-    rows, left = times.rows(shard)
-    flat = features.flatten(shard.events)
+    shard = _load(source, features.judge)
+    facts = arrow_columns(shard.table, lambda: _sources(source))
+    rows, left = times.rows(shard.encounters, facts)
+    # Contradictions are looked for in tables; without, what was read goes as it is to the kernel.
+    flat = features.flatten(shard.events) if features.judge else flatten(facts, features.concepts)
     path = folder / f"part-{shard.name}.parquet"
     waiting = path.with_suffix(f".{uuid4().hex}.partial")
     try:
@@ -262,7 +271,17 @@ def build_part(
     finally:
         waiting.unlink(missing_ok=True)
     codes = rows["encounter_id"].cat.codes.to_numpy()
-    return StreamAccount(len(rows), np.unique(codes).size, len(shard.events), 1, left)
+    return StreamAccount(len(rows), np.unique(codes).size, len(facts), 1, left)
+
+
+def _load(source: ShardKey | Shard, all_columns: bool) -> Shard:
+    if isinstance(source, Shard):
+        return source
+    return source.read((*READ, SOURCE) if all_columns else READ, ABOUT)
+
+
+def _sources(source: ShardKey | Shard) -> pa.ChunkedArray:
+    return (source.column(SOURCE) if isinstance(source, ShardKey) else source.table)[SOURCE]
 
 
 def _spread(
@@ -285,28 +304,41 @@ def _write(features: FeatureSet, flat: FlatEvents, rows: pd.DataFrame, path: Pat
         "compression": "lz4",
         "use_dictionary": ["encounter_id"],
         "write_statistics": ["encounter_id", "prediction_time"],
+        "write_batch_size": GROUP_ROWS,
     }
+    # One room for all groups: new pages for each would be a tenth of the time, and make threads wait for each other.
+    matrix = np.empty((min(len(rows), GROUP_ROWS), len(features.names)), np.float32)
+    columns = np.empty(matrix.shape[::-1], np.float32)
     with pq.ParquetWriter(path, schema, **how) as writer:
         for first in range(0, len(rows), GROUP_ROWS):
             part = rows.iloc[first : first + GROUP_ROWS]
-            matrix = features.build(flat, part, threads=threads)
-            writer.write_table(_arrow(part, matrix, schema), row_group_size=len(part))
+            made = features.build(flat, part, threads, matrix[: len(part)])
+            writer.write_table(_arrow(part, made, columns, schema), row_group_size=len(part))
 
 
 @lru_cache(maxsize=8)
 def _schema(features: FeatureSet) -> pa.Schema:
-    numbers = [pa.field(name, pa.float32()) for name in features.names]
+    # Never null (missing is NaN), which spares each column its levels, and a third of the time of writing.
+    numbers = [pa.field(name, pa.float32(), nullable=False) for name in features.names]
     manifest = json.dumps(features.manifest(), sort_keys=True)
     return pa.schema([*_KEYS, *numbers], metadata={"wardcast.features": manifest})
 
 
-def _arrow(rows: pd.DataFrame, matrix: npt.NDArray[np.float32], schema: pa.Schema) -> pa.Table:
+def _arrow(rows: pd.DataFrame, matrix: Singles, columns: Singles, schema: pa.Schema) -> pa.Table:
+    """A matrix, turned on its side in ``columns``, as a table; until the next one is turned there."""
     keys = [
         pa.array(rows["encounter_id"].array).cast(schema.field(0).type),
         pa.array(rows["prediction_time"].array.asi8).cast(schema.field(1).type),
     ]
-    columns = np.ascontiguousarray(matrix.T)
-    return pa.table([*keys, *(pa.array(c) for c in columns)], schema=schema)
+    for first in range(0, len(matrix), _TILE):  # rows that the cache holds, which is twice as fast
+        tile = matrix[first : first + _TILE]
+        columns[:, first : first + len(tile)] = tile.T
+    whole, pitch, n = pa.py_buffer(columns), columns.strides[0], len(matrix)
+    numbers = (
+        pa.Array.from_buffers(pa.float32(), n, [None, whole.slice(k * pitch, n * columns.itemsize)], 0)
+        for k in range(len(columns))
+    )
+    return pa.Table.from_arrays([*keys, *numbers], schema=schema)
 
 
 def _table(stay: npt.NDArray[Any], ids: pd.Series, micros: Ints) -> pd.DataFrame:
@@ -325,21 +357,31 @@ def _begin(stays: pd.DataFrame, start: str) -> Ints:
     return np.asarray(np.where(hospital != _NAT, hospital, icu), dtype=np.int64)
 
 
-def _end(events: pd.DataFrame, ids: pd.Series, begin: Ints, leaving: Sequence[str]) -> Ints:
+def _end(facts: Columns, ids: pd.Series, begin: Ints, leaving: Sequence[str]) -> Ints:
     """The first leaving at or after the start of each encounter, else its last fact's time, else NaT."""
-    labels = events["encounter_id"].cat.categories
-    place = np.append(pd.Index(ids).get_indexer(labels), -1)
-    stay = place[events["encounter_id"].cat.codes.to_numpy()]
-    time = events["time"].array.asi8
-    last = np.full(len(ids), _NAT)
-    np.maximum.at(last, stay[stay >= 0], time[stay >= 0])
-    left = (events["concept"].isin(leaving) & (events["status"] != "deleted")).to_numpy()
-    rows = np.flatnonzero(left & (stay >= 0))
+    stay, time, never = _stay(facts, ids), facts.time, np.iinfo(np.int64).max
+    rows = np.flatnonzero(_of(facts, leaving) & (stay >= 0))
     rows = rows[time[rows] >= begin[stay[rows]]]
-    never = np.iinfo(np.int64).max
-    first = np.full(len(ids), never)
-    np.minimum.at(first, stay[rows], time[rows])
-    return np.asarray(np.where(first != never, first, last), dtype=np.int64)
+    end = np.full(len(ids), never)
+    np.minimum.at(end, stay[rows], time[rows])
+    open_ended = np.append(end == never, False)
+    end[open_ended[:-1]] = _NAT
+    rows = np.flatnonzero(open_ended[stay])  # few, as most stays are over
+    np.maximum.at(end, stay[rows], time[rows])
+    return end
+
+
+def _stay(facts: Columns, ids: pd.Series) -> Ints:
+    """Position of each event's encounter among the identifiers, -1 where it is none of them."""
+    place = np.append(pd.Index(ids.astype(object)).get_indexer(facts.ids), -1)
+    return np.asarray(place[facts.encounter], dtype=np.int64)
+
+
+def _of(facts: Columns, concepts: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Which events are of these concepts and not deleted."""
+    asked = np.append(facts.concepts.isin(concepts), False)
+    kept = np.append(facts.statuses != "deleted", True)
+    return np.asarray(asked[facts.concept] & kept[facts.status])
 
 
 def _listed(path: Path) -> tuple[pa.Array, Ints]:

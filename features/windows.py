@@ -242,7 +242,7 @@ def flatten_arrays(
     are final.
     """
     labels, known = _themselves(concepts)
-    said = (np.zeros(concept.size, np.int32), _FINAL) if status is None else _codes(status)
+    said, statuses = (np.zeros(concept.size, np.int32), _FINAL) if status is None else _codes(status)
     facts = Columns(
         encounter,
         encounter_ids,
@@ -251,7 +251,8 @@ def flatten_arrays(
         time,
         available,
         value,
-        *said,
+        said,
+        statuses,
         sources or (lambda rows: pd.Series("", range(rows.size))),
     )
     return _flatten(facts, known, concepts)

@@ -20,7 +20,7 @@ from features.errors import DataError, SpecError
 from features.featureset import FeatureSet
 from features.sources.batch import Batch, ReadAccount, no_encounters
 from features.streams import AtEvents, Grid, Listed, prediction_times
-from features.windows import Window
+from features.windows import Columns, Window, arrow_columns
 
 NINE = pd.Timestamp("2026-05-01T09:00Z")
 FEATURES = FeatureSet(
@@ -78,7 +78,7 @@ def times(tell: Tell, folder: Path, about: pd.DataFrame, rows: list[dict[str, An
     """What a rule says of one small archive."""
     archive.write([Batch(about, tell(rows))], folder / "meds", ReadAccount())
     (shard,) = archive.read(folder / "meds")
-    return rule.rows(shard)
+    return rule.rows(shard.encounters, arrow_columns(shard.table, lambda: shard.table["source_id"]))
 
 
 # ------------------------------------------------------------ when
@@ -222,7 +222,7 @@ def test_missing_is_nan_and_counts_are_zero(tell: Tell, tmp_path: Path) -> None:
 
 def test_a_stream_that_fails_leaves_nothing_behind(cohort: Path, tmp_path: Path) -> None:
     class Broken:
-        def rows(self, shard: archive.Shard) -> Any:
+        def rows(self, stays: pd.DataFrame, facts: Columns) -> Any:
             raise DataError("the rule breaks")
 
     with pytest.raises(DataError, match="the rule breaks"):
