@@ -111,6 +111,10 @@ class BedForecast:
         """One statement."""
         return self.cells[level, window]
 
+    def window(self, key: str) -> Window:
+        """One span of time, by its key."""
+        return next(w for w in self.windows if w.key == key)
+
     @property
     def simulated(self) -> bool:
         """Whether the model learned from simulated patients, and so knows nothing of any hospital."""

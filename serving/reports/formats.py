@@ -40,9 +40,7 @@ def format_of(name: str) -> Format:
     ConfigError
         There is none of that name.
     """
-    try:
-        return FORMATS[name.lower().lstrip(".")]
-    except KeyError:
-        raise ConfigError(
-            f"A bed report cannot be written as {name!r}. Write one of {', '.join(FORMATS)}."
-        ) from None
+    bare = name.lower().lstrip(".")
+    if bare not in FORMATS:
+        raise ConfigError(f"A bed report cannot be written as {bare!r}. Write one of {', '.join(FORMATS)}.")
+    return FORMATS[bare]

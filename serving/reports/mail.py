@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import smtplib
+import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -148,9 +149,10 @@ def stem(forecast: BedForecast) -> str:
 
 def _connection(box: Mailbox) -> smtplib.SMTP:
     trust = ssl.create_default_context()
+    here = socket.gethostname()  # else smtplib asks the name service who we are
     if box.security == "tls":
-        return smtplib.SMTP_SSL(box.host, box.port, timeout=TIMEOUT_S, context=trust)
-    server = smtplib.SMTP(box.host, box.port, timeout=TIMEOUT_S)
+        return smtplib.SMTP_SSL(box.host, box.port, here, timeout=TIMEOUT_S, context=trust)
+    server = smtplib.SMTP(box.host, box.port, here, timeout=TIMEOUT_S)
     if box.security == "starttls":
         server.starttls(context=trust)
     return server

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from models.beds import HOSPITAL, Cell
+from models.beds import HOSPITAL, Cell, Window
 from models.forecast import Counts
 from serving.reports.charts import month, scale_top
 from serving.reports.forecast import COVERED, SPREAD, SURE, BedForecast, signed
-from serving.reports.render import ago, moment, short_word
+from serving.reports.render import ago, day_name, is_later_day, moment, short_word
 
 if TYPE_CHECKING:
     from fpdf import FPDF
@@ -65,14 +65,15 @@ def _head(pdf: FPDF, f: BedForecast, site: str) -> None:
     fresh += ago(f.at, f.freshness.newest_observation)
     made = f"Forecast made {moment(f.at, f.timezone)} ({f.timezone}); {fresh}."
     pdf.cell(0, 4.5, made, new_x="LMARGIN", new_y="NEXT")
+    block: dict[str, Any] = {"align": "L", "new_x": "LMARGIN", "new_y": "NEXT"}
     if f.freshness.silent:
         _text(pdf, 8, bold=True, colour=ALARM)
         pdf.multi_cell(
-            WIDTH, 3.8, "▲ Degraded: do not plan on these figures. " + " ".join(f.freshness.silent)
+            WIDTH, 3.8, f"▲ Degraded: do not plan on these figures. {' '.join(f.freshness.silent)}", **block
         )
     if f.freshness.notes:
         _text(pdf, 6.8, colour=MUTED)
-        pdf.multi_cell(WIDTH, 3.3, " ".join(f.freshness.notes))
+        pdf.multi_cell(WIDTH, 3.3, " ".join(f.freshness.notes), **block)
     pdf.ln(1.5)
 
 
@@ -141,7 +142,7 @@ def _range(pdf: FPDF, counts: Counts, top: float, x: float, y: float, width: flo
 
 
 def _windows(pdf: FPDF, f: BedForecast) -> None:
-    cells = [(w.label.capitalize(), f.cell(HOSPITAL, w.key)) for w in f.windows]
+    cells = [(_label(f, w), f.cell(HOSPITAL, w.key)) for w in f.windows]
     top = scale_top([c.needed.quantile(0.95) for _, c in cells])
     _heads(pdf, WINDOW_COLUMNS, 4.6)
     for label, c in cells:
@@ -155,8 +156,12 @@ def _windows(pdf: FPDF, f: BedForecast) -> None:
     pdf.ln(2)
 
 
+def _label(f: BedForecast, window: Window) -> str:
+    return day_name(window, f.timezone) if is_later_day(window) else window.label.capitalize()
+
+
 def _specialties(pdf: FPDF, f: BedForecast) -> None:
-    window = next(w for w in f.windows if w.key == "tomorrow")
+    window = f.window("tomorrow")
     cells = [f.cell(level, window.key) for level in f.levels]
     top = scale_top([c.needed.quantile(0.95) for c in cells if c.level != HOSPITAL])
     _text(pdf, 9, bold=True)

@@ -12,7 +12,7 @@ import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
 
-from models.beds import HOSPITAL, Cell
+from models.beds import HOSPITAL, Cell, Window
 from serving.render import environment
 from serving.reports import charts
 from serving.reports.forecast import COVERED, SURE, BedForecast, Past, signed
@@ -33,7 +33,7 @@ class Line:
 
 
 def render_report(forecast: BedForecast, site: str = "") -> str:
-    """One HTML file, nothing loaded from anywhere; A4 landscape, the explanations on a second sheet."""
+    """One HTML file, nothing loaded from anywhere; prints on one sheet of A4 landscape."""
     return _templates(forecast.timezone).get_template("beds_report.html").render(**context(forecast, site))
 
 
@@ -50,7 +50,8 @@ def _templates(timezone: str) -> Environment:
 def context(f: BedForecast, site: str) -> dict[str, Any]:
     """What the templates read."""
     zone = ZoneInfo(f.timezone)
-    tomorrow = next(w for w in f.windows if w.key == "tomorrow")
+    tomorrow = f.window("tomorrow")
+    soon = [w for w in f.windows if not is_later_day(w)]
     return {
         "f": f,
         "site": site if site != "site" else "",
@@ -58,9 +59,10 @@ def context(f: BedForecast, site: str) -> dict[str, Any]:
         "huddle": f"{f.at.tz_convert(zone):%H:%M}",
         "tomorrow_name": f"{tomorrow.start.tz_convert(zone):%A} {tomorrow.start.tz_convert(zone).day} "
         f"{tomorrow.start.tz_convert(zone):%B}",
-        "cards": [_card(f, w.key, w.label, zone) for w in f.windows],
+        "cards": [_card(f, w.key, w.label, zone) for w in soon],
         "lines": _lines(f, tomorrow.key),
-        "sooner": [w for w in f.windows if w.key != tomorrow.key],
+        "sooner": [w for w in soon if w.key != tomorrow.key],
+        "week": _week(f),
         "hospital": HOSPITAL,
         "signed": signed,
         "known": f.cell(HOSPITAL, tomorrow.key),
@@ -118,6 +120,25 @@ def _lines(f: BedForecast, window: str) -> list[Line]:
             )
         )
     return out
+
+
+def is_later_day(window: Window) -> bool:
+    """Whether a window is a whole day after tomorrow."""
+    return window.key.startswith("day_")
+
+
+def day_name(window: Window, timezone: str) -> str:
+    """A whole day's name: ``Tue 13 Jan``."""
+    start = window.start.tz_convert(ZoneInfo(timezone))
+    return f"{start:%a} {start.day} {start:%b}"
+
+
+def _week(f: BedForecast) -> list[tuple[str, Cell, Markup]]:
+    """The whole hospital on each of the days ahead: name, figures, picture of the beds needed."""
+    days = [w for w in f.windows if w.key == "tomorrow" or is_later_day(w)]
+    top = charts.scale_top([f.cell(HOSPITAL, w.key).needed.quantile(0.95) for w in days])
+    cells = [(w, f.cell(HOSPITAL, w.key)) for w in days]
+    return [(day_name(w, f.timezone), c, charts.range_bar(c.needed, top, 70, height=16)) for w, c in cells]
 
 
 def short_kind(probability: float | None) -> str:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import email
+import email.policy
+import io
 import json
 import re
 import shutil
-from collections.abc import Callable
+import socket
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from email.message import EmailMessage
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from aiosmtpd.controller import Controller
 from typer.testing import CliRunner
+from xlsxwriter.utility import xl_col_to_name
 
 import cli
 from features.clean import clean
@@ -24,13 +33,19 @@ from features.sources.visits import VISIT_COLUMNS, known_at
 from models.bundle import Bundle
 from models.forecast import Counts
 from serving.reports import charts
-from serving.reports.beds import ReportResult, forecast_report, open_beds, parse_time
+from serving.reports.beds import ReportResult, forecast_report, open_beds, parse_time, post_report
 from serving.reports.forecast import BedForecast, forecast_beds
+from serving.reports.formats import FORMATS
+from serving.reports.mail import Mailbox, MailError, post
+from serving.reports.pdf import render_pdf
 from serving.reports.render import render_report, short_word
+from serving.reports.spreadsheet import render_xlsx
+from serving.reports.tables import COLUMNS, render_csv
 from serving.settings import Settings
 
 START = datetime(2026, 2, 2, tzinfo=UTC)
 NOW = pd.Timestamp("2026-03-10T08:00Z")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 WINDOWS = ("next_4h", "next_8h", "to_08", "tomorrow")
 
 
@@ -460,3 +475,199 @@ def test_a_report_from_the_store_equals_the_page(fed: Any, tmp_path: Path):
     written = forecast_report(fed.settings, at=NOW.isoformat(), output=tmp_path / "beds.html")
     live = fed.get("/v1/forecast/beds").json()
     assert replace(written.forecast, record=()).to_dict()["levels"] == live["levels"]
+
+
+# ------------------------------------------------------------ other forms of the same forecast
+
+
+def many(forecast: BedForecast, names: list[str]) -> BedForecast:
+    """The forecast with other and more specialties, degraded, with a note: as full as a sheet gets."""
+    old = forecast.levels[:-1]
+    cells = {(name, w.key): replace(forecast.cell(old[k % len(old)], w.key), level=name)
+             for k, name in enumerate(names) for w in forecast.windows}  # fmt: skip
+    cells |= {("hospital", w.key): forecast.cell("hospital", w.key) for w in forecast.windows}
+    fresh = replace(forecast.freshness, silent=("No news of any visit for 7 h.",), notes=("A note.",) * 3)
+    return replace(forecast, levels=(*names, "hospital"), cells=cells, freshness=fresh)
+
+
+def sheets(pdf: bytes) -> int:
+    return len(re.findall(rb"/Type\s*/Page\b", pdf))
+
+
+def test_the_table_has_every_level_and_window_and_adds_up(forecast: BedForecast):
+    rows = list(csv.DictReader(io.StringIO(render_csv(forecast))))
+    assert list(rows[0]) == list(COLUMNS)
+    assert len(rows) == len(forecast.levels) * len(forecast.windows)
+    for window in forecast.windows:
+        mine = [r for r in rows if r["window"] == window.label]
+        for figure in ("known", "in_ed", "to_come", "planned", "needed", "discharges", "net", "occupied_now"):
+            total = sum(float(r[figure]) for r in mine[:-1])
+            assert total == pytest.approx(float(mine[-1][figure]), abs=5e-4 * len(mine)), (window, figure)
+    whole = next(r for r in rows if (r["level"], r["window"]) == ("hospital", "tomorrow"))
+    assert float(whole["p_short"]) <= float(whole["p_over_95"]) <= float(whole["p_over_92"])
+
+
+def test_no_name_of_a_specialty_becomes_a_formula(forecast: BedForecast):
+    evil = many(forecast, ["=HYPERLINK(0)", "+1", "@sum"])
+    assert all(
+        row["level"].startswith("'") or row["level"] == "hospital"
+        for row in csv.DictReader(io.StringIO(render_csv(evil)))
+    )
+    with zipfile.ZipFile(io.BytesIO(render_xlsx(evil, "=1+1"))) as book:
+        parts = {name: book.read(name).decode() for name in book.namelist() if name.endswith(".xml")}
+    assert not any("<f>" in text for text in parts.values())
+    assert "=HYPERLINK(0)" in parts["xl/sharedStrings.xml"]
+    assert "hyperlink " not in "".join(parts.values())
+
+
+def test_the_spreadsheet_says_what_the_forecast_says(forecast: BedForecast):
+    with zipfile.ZipFile(io.BytesIO(render_xlsx(forecast, "St Elsewhere"))) as book:
+        text = book.read("xl/sharedStrings.xml").decode()
+        figures = book.read("xl/worksheets/sheet2.xml").decode()
+    assert all(name in text for name in ("Beds St Elsewhere", *forecast.levels, *COLUMNS, forecast.model_id))
+    column = xl_col_to_name(list(COLUMNS).index("covers"))
+    found = [int(v) for v in re.findall(rf'<c r="{column}[0-9]+"><v>([0-9]+)</v>', figures)]
+    wanted = [forecast.cell(n, w.key).needed.cover(0.95) for w in forecast.windows for n in forecast.levels]
+    assert found == wanted
+
+
+@pytest.mark.parametrize("specialties", [3, 12, 25])
+def test_the_pdf_is_one_sheet_whatever_the_number_of_specialties(forecast: BedForecast, specialties: int):
+    names = [f"spécialité {k} — хирургия with a long name" for k in range(specialties)]
+    pdf = render_pdf(many(forecast, names), "St Elsewhere")
+    assert pdf.startswith(b"%PDF-")
+    assert sheets(pdf) == 1
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: apt-get install chromium")
+@pytest.mark.parametrize("specialties", [6, 12])
+def test_the_page_prints_on_one_sheet(forecast: BedForecast, tmp_path: Path, specialties: int):
+    from playwright.sync_api import sync_playwright
+
+    page = tmp_path / "beds.html"
+    page.write_text(
+        render_report(many(forecast, [f"specialty number {k}" for k in range(specialties)])), "utf-8"
+    )
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        sheet = browser.new_page()
+        sheet.goto(page.as_uri())
+        printed = sheet.pdf(prefer_css_page_size=True)
+        browser.close()
+    assert sheets(printed) == 1
+
+
+def test_a_form_that_is_none_is_refused_by_name(tmp_path: Path, hospital: Hospital):
+    with pytest.raises(ConfigError, match=r"'docx'\. Write one of html, pdf, xlsx, csv, json"):
+        forecast_report(settings(tmp_path), output=tmp_path / "beds.docx")
+
+
+def test_one_hospital_of_several_is_chosen(tmp_path: Path, hospital: Hospital):
+    both = pd.concat(
+        [hospital.visits.assign(hospital="North"), hospital.visits.iloc[:50].assign(hospital="South")]
+    )
+    both.to_csv(tmp_path / "visits.csv", index=False)
+    words = {"at": "2026-03-10T08:00", "visits": tmp_path / "visits.csv", "output": tmp_path / "beds.json"}
+    with pytest.raises(DataError, match=r"2 hospitals \(North, South\)"):
+        forecast_report(settings(tmp_path), **words)
+    forecast_report(settings(tmp_path), **words, hospital="North")
+    hospital.visits.to_csv(tmp_path / "visits.csv", index=False)
+    told = json.loads((tmp_path / "beds.json").read_text())
+    forecast_report(settings(tmp_path), **words)
+    assert told["levels"] == json.loads((tmp_path / "beds.json").read_text())["levels"]
+    with pytest.raises(ConfigError, match="Name a file of visits"):
+        forecast_report(settings(tmp_path), hospital="North")
+
+
+def test_the_service_hands_out_every_form_and_the_report_of_a_day(fed: Any):
+    for name, form in FORMATS.items():
+        answer = fed.get("/v1/forecast/beds", format=name)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, form.media)
+        answer = fed.get("/reports/beds/2026-03-10", format=name)
+        assert answer.status_code == 200
+    assert fed.get("/reports/beds/2026-03-10", format="json").json()["at"] == "2026-03-10T08:00:00Z"
+    early = fed.get("/reports/beds/2026-03-10", format="json", time="06:00").json()
+    assert early["at"] == "2026-03-10T06:00:00Z"
+    assert 'filename="beds-2026-03-10-0800.pdf"' in fed.get("/reports/beds/2026-03-10", format="pdf").headers[
+        "content-disposition"
+    ]  # fmt: skip
+    assert fed.get("/reports/beds/2026-03-11").status_code == 422, "that huddle has not come"
+    assert fed.get("/reports/beds/yesterday").status_code == 422
+    assert fed.get("/reports/beds/2026-03-10", time="8").status_code == 422
+
+
+# ------------------------------------------------------------ e-mail
+
+
+class Letters:
+    """What a mail server of our own was given."""
+
+    def __init__(self, refuse: str = "") -> None:
+        self.taken: list[EmailMessage] = []
+        self.refuse = refuse
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        if self.refuse:
+            return self.refuse
+        self.taken.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
+        return "250 OK"
+
+
+@pytest.fixture
+def post_office(request: pytest.FixtureRequest) -> Iterator[tuple[Letters, int]]:
+    letters = Letters(getattr(request, "param", ""))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    controller = Controller(letters, hostname="127.0.0.1", port=port, server_hostname="localhost")
+    controller.start()
+    yield letters, port
+    controller.stop()
+
+
+def test_the_huddles_report_is_written_and_posted(fed: Any, post_office: tuple[Letters, int]):
+    letters, port = post_office
+    mail = {
+        "smtp": f"smtp://127.0.0.1:{port}",
+        "mail_from": "beds@example.org",
+        "mail_to": ("a@example.org", "b@example.org"),
+    }
+    said = post_report(replace(fed.settings, **mail), NOW.to_pydatetime())
+    assert said == "beds-2026-03-10-0800 written and posted to 2"
+    (letter,) = letters.taken
+    assert letter["Subject"] == "Beds St Elsewhere, Tuesday 10 March 2026, 08:00"
+    assert letter["To"] == "a@example.org, b@example.org"
+    body = letter.get_body(("plain",)).get_content()
+    assert "Tomorrow: " in body
+    assert "times in 100" in body
+    assert not re.search(r"\b[VPC]\d{6}\b", body), "no identity of anyone"
+    attached = {part.get_filename(): part.get_content() for part in letter.iter_attachments()}
+    assert set(attached) == {"beds-2026-03-10-0800.pdf", "beds-2026-03-10-0800.xlsx"}
+    assert sheets(attached["beds-2026-03-10-0800.pdf"]) == 1
+    written = {path.name for path in (fed.settings.var / "reports").iterdir()}
+    assert written == {f"beds-2026-03-10-0800.{name}" for name in FORMATS}
+
+
+@pytest.mark.parametrize("post_office", ["552 too big"], indirect=True)
+def test_a_server_that_refuses_is_told_of(forecast: BedForecast, post_office: tuple[Letters, int]):
+    box = Mailbox.of(f"smtp://127.0.0.1:{post_office[1]}", "a@b.org", ["c@d.org"], None)
+    assert box is not None
+    with pytest.raises(MailError, match="did not take the report: SMTPDataError 552"):
+        post(box, forecast)
+
+
+def test_a_server_that_is_not_there_is_told_of_and_one_elsewhere_is_encrypted(forecast: BedForecast):
+    box = Mailbox.of("smtp://127.0.0.1:1", "a@b.org", ["c@d.org"], None)
+    assert box is not None
+    with pytest.raises(MailError, match="ConnectionRefusedError"):
+        post(box, forecast)
+    assert Mailbox.of("", "", [], None) is None
+    far = Mailbox.of("smtp://ward@mail.example.org", "a@b.org", ["c@d.org"], None)
+    assert far is not None
+    assert (far.security, far.port, far.user) == ("starttls", 587, "ward")
+    for url in ("http://mail", "smtp://u:secret@mail", "smtp://mail:x"):
+        with pytest.raises(ConfigError, match="WARDCAST_SMTP must be"):
+            Mailbox.of(url, "a@b.org", ["c@d.org"], None)
+    with pytest.raises(ConfigError, match="WARDCAST_MAIL_FROM"):
+        Mailbox.of("smtps://mail", "nobody", ["c@d.org"], None)
