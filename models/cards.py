@@ -31,6 +31,11 @@ PAGES: Final = (
 )
 
 
+NOT_SERVED: Final = (
+    "**For comparison only; the service refuses it.** It reads how long a stay has lasted, which these data reward and "
+    "no ward should: it is here for the challenge's official utility, beside which the served model is to be read."
+)
+
 CHALLENGE: Final = frozenset(
     {
         "9e7a6e32bf9dad6beaa081fe9c10f60ac42854f6072c19a5b81bcd151fdd6dc6",
@@ -160,7 +165,7 @@ def sepsis_card(
         "## What it is for\n\n" + _use(spec),
         "## What it was made from\n\n" + _made_from(data),
         "## How it was judged\n\n" + evaluation["method"] + "\n\n" + evaluation_text(evaluation),
-        "## The clock in these data\n\n" + _clock(evaluation),
+        "## The clock in these data\n\n" + _clock(spec, evaluation),
         "## What moves the score\n\n" + _influence(spec, influence),
         "## Probability, alert and page\n\n" + _decision(decision),
         "## How far to trust it\n\n" + _limits(data, evaluation),
@@ -170,11 +175,14 @@ def sepsis_card(
 
 
 def _summary(spec: Spec, data: Table) -> str:
-    return (
+    count = len(spec.section("training").get("member", [None]))
+    what = "One LightGBM model" if count == 1 else f"The mean log-odds of {count} LightGBM models"
+    text = (
         "Every hour, for an adult in intensive care: the calibrated probability that "
-        f"{spec.section('target')['meaning']} One LightGBM model over {len(spec.features.names)} features, trained on "
+        f"{spec.section('target')['meaning']} {what} over {len(spec.features.names)} features, trained on "
         f"{data['patients']:,} patients, {data['septic_patients']:,} of them septic."
     )
+    return text if spec.served else f"{text}\n\n{NOT_SERVED}"
 
 
 def _use(spec: Spec) -> str:
@@ -213,20 +221,59 @@ def _made_from(data: Table) -> str:
     )
 
 
-def _clock(evaluation: Table) -> str:
+def _clock(spec: Spec, evaluation: Table) -> str:
     found = {(r["hospital"], r["hours"]): r for r in evaluation["rivals"]}
     every, early = found.get(("all", "all")), found.get(("all", "<= 48"))
     if not every or not early or "clock" not in every:
         return "The clock alone was not measured."
     model = {(r["hospital"], r["hours"]): r["measures"]["utility"][0] for r in evaluation["table"]}
-    return (
+    text = (
         "Stays in PhysioNet 2019 were cut so that length gives sepsis away: an alarm for everyone after a fixed hour "
         "in intensive care, without looking at the patient, reaches a utility of "
         f"{number(every['clock']['utility'], 3)} (this model: {number(model[('all', 'all')], 3)}). Within the first "
         f"48 h that rule is worth {number(early['clock']['utility'], 3)} (AUROC of the hour: "
         f"{number(early['clock']['auroc'], 3)}), so the figures for those hours are the ones to believe (this model: "
-        f"{number(model[('all', '<= 48')], 3)}). The model knows two clocks, `icu_admission__hours_since_last` and "
-        "`hours_before_icu__last`, and counts of measurements partly tell the time as well."
+        f"{number(model[('all', '<= 48')], 3)}). {_clocks(spec)}"
+    )
+    return "\n\n".join(p for p in (text, _time_told(evaluation), _ablation(evaluation)) if p)
+
+
+def _clocks(spec: Spec) -> str:
+    """The features that tell the time, by name."""
+    names = spec.features.names
+    clocks = [f"`{n}`" for n in names if n.startswith("icu_admission__")]
+    counts = sum(n.endswith("__count") for n in names)
+    clocks += [f"{counts} counts of measurements over the whole stay"] if counts else []
+    text = f"The model reads {' and '.join(clocks) or 'no clock, and no count since admission'}."
+    before = "`hours_before_icu__last`"
+    if before.strip("`") in names:
+        text += f" {before}, the hours in hospital before intensive care, is fixed at admission and tells no time."
+    return text
+
+
+def _time_told(evaluation: Table) -> str:
+    told = evaluation.get("time_told")
+    if not told:
+        return ""
+    return (
+        "What the features together still betray of the hour, to a model made for nothing else: "
+        f"R² {number(told['r2'], 2)} of its logarithm, AUROC {number(told['auroc'], 2)} for being past the 48th."
+    )
+
+
+def _ablation(evaluation: Table) -> str:
+    """Members, and the first of them kept from the clock and the process of measuring."""
+    rows: dict[str, list[str]] = {}
+    for row in evaluation.get("ablation", ()):
+        figures = rows.setdefault(row["model"], [row["model"], ", ".join(row["leaves_out"]) or "–"])
+        figures += [number(row["utility"], 3), number(row["auroc"], 3)]
+    if not rows:
+        return ""
+    head = ["Model", "Does not read", "Utility", "AUROC", "Utility, 48 h", "AUROC, 48 h"]
+    return (
+        "Cross-validated, each with the threshold of highest utility in the same hours of the other folds; models "
+        "that do not read something are the first member, fitted again without it:\n\n"
+        + markdown(head, list(rows.values()))
     )
 
 

@@ -31,8 +31,10 @@ from models.decision import AlertPolicy
 from models.profile import profile
 from models.scope import scope_of
 from models.spec import Spec
+from training.ablation import ablation, blinded, time_told
 from training.cohort import Cohort, read_cohort
 from training.evaluation import EARLY_H, Judged, bands, clean_json, evaluate, page_rows, rival_scores
+from training.members import Member, kind_of, members
 from training.splits import patient_folds
 
 Floats = npt.NDArray[np.float64]
@@ -42,7 +44,6 @@ Bools = npt.NDArray[np.bool_]
 SPEC: Final = Path(__file__).resolve().parent.parent / "models" / "sepsis" / "spec.toml"
 PROFILE_ROWS: Final = 100_000
 INFLUENCE_ROWS: Final = 1_000
-PROCESS: Final = ("hours_since_last", "count")
 BINNED: Final = {"max_bin": 127, "feature_pre_filter": False, "verbose": -1}
 """How values are binned, once for all members of an ensemble."""
 NEEDED: Final = {
@@ -133,11 +134,15 @@ def _fit_and_write(
     sites, septic, hours = cohort.per_patient()
     fold = patient_folds(sites, septic, hours, training["folds"], np.random.default_rng(training["seed"]))
     fold = fold[cohort.patient]
+    ensemble, views = members(spec), blinded(spec)
     with _stage(bars, "cross-validating", training["folds"]) as task:
-        raw = out_of_fold(cohort, fold, spec, threads, lambda: bars.advance(task))
+        each = each_out_of_fold(cohort, fold, spec, threads, [*ensemble, *views], lambda: bars.advance(task))
+    raw = together({m.booster: each[m.booster] for m in ensemble})
     with _stage(bars, "judging, with patient bootstraps"):
         judged = judge(cohort, raw, fold, spec)
         evaluation = evaluate(judged, training["replicates"]) | {"method": _method(training)}
+        evaluation["ablation"] = ablation(cohort, each, fold, spec)
+        evaluation["time_told"] = clean_json(time_told(cohort, fold, spec, threads))
     with _stage(bars, "from one hospital to the other"):
         evaluation["transfer"] = transfer(cohort, fold, spec, threads)
     with _stage(bars, "fitting on everyone"):
@@ -147,55 +152,6 @@ def _fit_and_write(
 
 
 # ------------------------------------------------------------ fitting
-
-
-@dataclass(frozen=True)
-class Member:
-    """One booster of an ensemble: what it is fitted to, and what it may not read.
-
-    Attributes
-    ----------
-    name : str
-        Its booster is called ``risk.<name>``; the only member of a spec that lists none is ``risk``.
-    rounds : int
-    utility_share : float
-        See :func:`blended`.
-    early_weight : float
-        How much more an hour within the first 48 counts.
-    leave_out : tuple of str
-        Kinds of feature (see :func:`kind_of`) that it does not read.
-    boost : dict
-        LightGBM's settings.
-    """
-
-    name: str
-    rounds: int
-    utility_share: float
-    early_weight: float
-    leave_out: tuple[str, ...]
-    boost: dict[str, Any]
-
-    @property
-    def booster(self) -> str:
-        """Name in the bundle."""
-        return f"risk.{self.name}" if self.name else "risk"
-
-
-def members(spec: Spec) -> tuple[Member, ...]:
-    """The ensemble of a spec: its ``[[training.member]]`` tables, each over the settings of ``[training]``."""
-    training = spec.section("training")
-    listed = training.get("member", [{"name": ""}])
-    return tuple(
-        Member(
-            str(table["name"]),
-            int(table.get("rounds", training["rounds"])),
-            float(table.get("utility_share", training["utility_share"])),
-            float(table.get("early_weight", 1.0)),
-            tuple(table.get("leave_out", ())),
-            training["boost"] | table.get("boost", {}) | {"seed": (training["seed"] + k) % 2**31},
-        )
-        for k, table in enumerate(listed)
-    )
 
 
 def fit(
@@ -261,13 +217,25 @@ def blended(cohort: Cohort, rows: Ints, share: float) -> tuple[Floats, Floats]:
 
 def out_of_fold(cohort: Cohort, fold: Ints, spec: Spec, threads: int, done: Any = lambda: None) -> Floats:
     """Raw log-odds of every scored row from boosters that never saw its patient, shape (n,); NaN elsewhere."""
-    raw = np.full(len(fold), np.nan)
+    return together(each_out_of_fold(cohort, fold, spec, threads, members(spec), done))
+
+
+def each_out_of_fold(
+    cohort: Cohort, fold: Ints, spec: Spec, threads: int, ensemble: Sequence[Member], done: Any = lambda: None
+) -> dict[str, Floats]:
+    """The same for every booster of an ensemble by itself."""
+    raw = {member.booster: np.full(len(fold), np.nan) for member in ensemble}
     for k in range(int(fold.max()) + 1):
-        raw[fold == k] = predicted(fit(cohort, fold != k, spec, threads), cohort, fold == k, threads)[
-            fold == k
-        ]
+        rows = cohort.scored & (fold == k)
+        for name, booster in fit(cohort, fold != k, spec, threads, ensemble).items():
+            raw[name][rows] = booster.predict(cohort.matrix[rows], raw_score=True, num_threads=threads)
         done()
     return raw
+
+
+def together(raw: Mapping[str, Floats]) -> Floats:
+    """The mean log-odds of boosters, shape (n,)."""
+    return np.asarray(np.mean(list(raw.values()), axis=0), dtype=np.float64)
 
 
 def predicted(boosters: Mapping[str, lgb.Booster], cohort: Cohort, rows: Bools, threads: int) -> Floats:
@@ -471,26 +439,6 @@ def influences(
         kind = kind_of(name, spec)
         shares[kind] = shares.get(kind, 0.0) + float(w / weight.sum())
     return shares
-
-
-def kind_of(name: str, spec: Spec) -> str:
-    """What a feature reads: the clock, the process of measuring, or a quantity."""
-    from features.concepts import loader
-
-    concepts = spec.features.concept_of(name)
-    statistic = name.partition("__")[2]
-    if concepts[0] in ("icu_admission", "hours_before_icu"):
-        return "clock"
-    if statistic.startswith(PROCESS):
-        return "process"
-    if name in spec.features.scores:
-        return "clinical scores"
-    kinds = {loader.concepts()[c].kind for c in concepts}
-    if len(concepts) > 1:
-        return "ratios"
-    return {"vital": "vital signs", "lab": "laboratory", "therapy": "oxygen"}.get(
-        kinds.pop(), "age, sex and unit"
-    )
 
 
 def _default_folder() -> Path:
