@@ -182,7 +182,15 @@ def _load(path: Path) -> pd.DataFrame:
     raise DataError(f"{path.name} is neither .csv nor .parquet. Export the visits as one of these.")
 
 
-def _columns(raw: pd.DataFrame, names: dict[str, str]) -> dict[str, str]:
+def recognised(raw: pd.DataFrame, names: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Which of :data:`VISIT_COLUMNS` the table has, and under which name; those of a mapping go first.
+
+    Raises
+    ------
+    DataError
+        The mapping names a column that we do not know, or that the table does not have.
+    """
+    names = dict(names or {})
     unknown = sorted(set(names) - set(VISIT_COLUMNS))
     if unknown:
         raise DataError(f"The mapping names {', '.join(unknown)}; known are {', '.join(VISIT_COLUMNS)}.")
@@ -195,6 +203,11 @@ def _columns(raw: pd.DataFrame, names: dict[str, str]) -> dict[str, str]:
         for spelling in (ours, *SPELLINGS[ours]):
             if ours not in found and spelling in by_lower:
                 found[ours] = by_lower[spelling]
+    return found
+
+
+def _columns(raw: pd.DataFrame, names: dict[str, str]) -> dict[str, str]:
+    found = recognised(raw, names)
     missing = [c for c in REQUIRED if c not in found]
     if missing:
         raise DataError(

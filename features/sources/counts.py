@@ -1,0 +1,511 @@
+"""Counts by hour or by day, as hospitals and health services export them: what aggregate forecasts learn from.
+
+A row holds a stamp, what it counts for (hospital, trust, region) and one or more counts. Files of visits are counted
+here by hour, or by day where they carry dates only. A mapping file names the columns, a TOML file such as::
+
+    series = ["code"]            # columns that say which series a row belongs to; none: one series
+    time = "date"                # the day, or the start of the hour
+    values = ["ga_occ"]          # what to forecast; several make series such as RJC/ga_occ
+    beside = ["los_gt7"]         # other columns known when the value is, to learn from
+    drop = { code = ["-"] }      # rows that are totals of others
+    zeros = "auto"               # auto, real or missing: what a zero means
+    holidays = "GB-ENG"          # whose public holidays
+
+Layouts of open data sets lie in ``count_layouts/`` and are recognised by their columns, so that those files need no
+mapping. Nothing is dropped in silence. Every repair looks backwards only: what a count means never depends on what was
+reported after it, so a forecast cannot learn of its future through the cleaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, Literal
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features.errors import DataError
+from features.sources import visits
+from features.sources.vocabulary import toml
+
+Floats = npt.NDArray[np.float64]
+Shape = Literal["hourly", "daily", "visits"]
+
+SHAPES: Final[dict[str, str]] = {
+    "hourly": "one row an hour: a stamp (start of the hour), perhaps a series, one or more counts",
+    "daily": "one row a day: a date, perhaps a series, one or more counts",
+    "visits": "one row a visit: any of arrival, admission and discharge times; counted by hour, or by day if only dated",
+}
+KEYS: Final[dict[str, str]] = {
+    "series": "columns that together name the series a row belongs to; without any there is one series",
+    "time": "the column with the day, or with the start of the hour",
+    "values": "the counts to forecast; several make series such as RJC/ga_occ",
+    "beside": "other numbers of the same rows, known when the counts are, that may help to foresee them",
+    "drop": "rows to leave out, such as totals: { column = [values] }",
+    "zeros": "real, missing or auto (default): a zero is missing where 28 reports before it make it incredible",
+    "absent": "missing (default) or zero: what an hour or day without a row means",
+    "holidays": "country of the public holidays, such as GB-ENG or IE; empty for none",
+    "names": "shape visits: our column = theirs, as for `wardcast data schema visits`",
+    "snapshots": "shape visits, rows that are snapshots: { date, clock, elapsed_s, visit } name their columns",
+}
+TIME_NAMES: Final = ("time", "date", "hour", "datetime", "timestamp", "day", "ds", "stamp")
+SERIES_NAMES: Final = ("series", "unique_id", "hospital", "site", "trust", "code", "region", "unit", "specialty")
+VALUE_NAMES: Final = ("value", "count", "n", "y", "arrivals", "attendances", "admissions", "discharges", "occupied")
+ZERO_HOURS_EXPECTED: Final = 15.0
+"""So many arrivals must have been due in a run of empty hours before the run counts as not reported."""
+ZERO_DAYS_LOOK: Final = 28
+INCREDIBLE: Final = 10.0
+"""A zero after days whose median is at least this is no count: a Poisson day of 10 is empty once in 22,000 days."""
+FLOWS: Final = {
+    "arrivals": "arrival_time",
+    "admissions": "admission_time",
+    "discharges": "discharge_time",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Series of counts on one grid of hours or days.
+
+    Attributes
+    ----------
+    names : tuple of str, shape (n_series,)
+    quantities : tuple of str, shape (n_series,)
+        What each series counts.
+    stamps : DatetimeIndex without zone, shape (n_steps,)
+        Every hour (its start) or day, in wall-clock time, none left out.
+    values : float64, shape (n_series, n_steps)
+        NaN where nothing was reported.
+    beside : mapping of column to float64, shape (n_series, n_steps)
+    step_h : 1 or 24
+    zone : str
+        What the file's own stamps carried, empty for none: stamps are given back as they came.
+    holidays : str
+    account : CountAccount
+    """
+
+    names: tuple[str, ...]
+    quantities: tuple[str, ...]
+    stamps: pd.DatetimeIndex
+    values: Floats
+    beside: Mapping[str, Floats]
+    step_h: int
+    zone: str
+    holidays: str
+    account: CountAccount
+
+    @property
+    def step(self) -> pd.Timedelta:
+        """An hour or a day."""
+        return pd.Timedelta(hours=self.step_h)
+
+    def as_came(self, stamps: pd.DatetimeIndex) -> pd.DatetimeIndex:
+        """Wall-clock stamps written as the file writes them."""
+        if not self.zone:
+            return stamps
+        if self.zone == "UTC":
+            return stamps.tz_localize("UTC")
+        local = stamps.tz_localize(ZoneInfo(self.zone), ambiguous=True, nonexistent="shift_forward")  # type: ignore[arg-type]
+        return local.tz_convert("UTC")
+
+
+@dataclass(frozen=True)
+class CountAccount:
+    """What became of the rows of a file of counts."""
+
+    read: int
+    used: int
+    layout: str
+    columns: dict[str, str]
+    """What is read from where, in words."""
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """The account in words."""
+        said = [f"{self.read:,} rows read ({self.layout}), {self.used:,} counts used."]
+        return said + [f"{n:,} {why}." for why, n in sorted(self.reasons.items()) if n]
+
+
+# ------------------------------------------------------------ layouts
+
+
+@cache
+def layouts() -> dict[str, dict[str, Any]]:
+    """The layouts that are recognised by their columns, by name."""
+    folder = resources.files("features.sources").joinpath("count_layouts")
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".toml"): toml(Path(str(f))) for f in files}
+
+
+def _layout(columns: Iterable[str], shape: str, mapping: Path | None) -> tuple[str, dict[str, Any]]:
+    """The mapping given, else the layout that these columns betray, else none."""
+    if mapping is not None:
+        said = toml(mapping)
+        strange = sorted(set(said) - set(KEYS) - {"shape", "recognise", "source"})
+        if strange:
+            raise DataError(f"{mapping.name} says {', '.join(strange)}; known are {', '.join(KEYS)}.")
+        return mapping.name, said
+    there = {str(c) for c in columns}
+    for name, said in layouts().items():
+        if said["shape"] == shape and set(said["recognise"]) <= there:
+            return f"layout {name}", said
+    return "columns by their usual names", {}
+
+
+# ------------------------------------------------------------ reading
+
+
+def read(path: Path, shape: str, mapping: Path | None = None, timezone: str = "UTC") -> Panel:
+    """Read counts from a CSV or Parquet file.
+
+    Parameters
+    ----------
+    path : Path
+    shape : str
+        One of :data:`SHAPES`.
+    mapping : Path, optional
+        A TOML file with :data:`KEYS`.
+    timezone : str
+        The wall clock that people live by: stamps with an offset are turned into it, others are taken as they are.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, a column is missing or nothing is usable. Names the column and the remedy.
+    """
+    if shape not in SHAPES:
+        raise DataError(f"There is no shape {shape!r}. Choose one of {', '.join(SHAPES)}.")
+    raw = load(path)
+    layout, said = _layout(raw.columns, shape, mapping)
+    if shape == "visits":
+        return _visits_panel(raw, layout, said, timezone)
+    return _counts_panel(raw, layout, said, 1 if shape == "hourly" else 24, timezone)
+
+
+def load(path: Path) -> pd.DataFrame:
+    """A table from a .parquet, .csv, .csv.gz or .xlsx file.
+
+    Raises
+    ------
+    DataError
+        There is no such file, or it is none of these.
+    """
+    if not path.is_file():
+        raise DataError(f"No file at {path}. Check the path.")
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        if path.name.endswith((".csv", ".csv.gz")):
+            return pd.read_csv(path)
+        if path.suffix == ".xlsx":
+            return pd.read_excel(path)
+    except ImportError:
+        raise DataError(
+            f"{path.name} is a spreadsheet, and openpyxl is not installed. Save it as .csv."
+        ) from None
+    except (ValueError, OSError) as error:
+        raise DataError(
+            f"{path.name} could not be read ({type(error).__name__}). Is it a whole file?"
+        ) from None
+    raise DataError(f"{path.name} is no .parquet, .csv or .xlsx file. Save it as one of these.")
+
+
+def _counts_panel(
+    raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: int, timezone: str
+) -> Panel:
+    time = _one(raw, said.get("time"), TIME_NAMES, "time")
+    by = _listed(raw, said, "series") if "series" in said else _known(raw, SERIES_NAMES)
+    values = _values(raw, said, {time, *by})
+    beside = [c for c in _listed(raw, said, "beside") if c not in values]
+    rows, reasons = _kept(raw, said.get("drop", {}))
+    stamps, zone, bad = wall_clock(rows[time], timezone, time)
+    stamps = stamps.dt.floor("h" if step_h == 1 else "D")
+    identity = _identities(rows, by)
+    reasons["rows without a readable stamp"] = bad
+    long = rows.assign(_series=identity, _stamp=stamps)[stamps.notna() & identity.notna()]
+    grid = _grid(long["_stamp"], step_h)
+    names = sorted(long["_series"].unique())
+    tables = {c: _table(long, c, names, grid, reasons, c in values) for c in [*values, *beside]}
+    absent, zeros = str(said.get("absent", "missing")), str(said.get("zeros", "auto"))
+    made, of, found = [], [], []
+    for c in values:
+        filled = _absent(tables[c], absent)
+        made.append(_credible(filled, zeros, step_h, reasons))
+        of += [c] * len(names)
+        found += [_named(n, c, bool(by), len(values) > 1) for n in names]
+    stacked = np.concatenate(made)
+    _needs_counts(stacked, values)
+    whole = {c: np.concatenate([tables[c]] * len(values)) for c in beside}
+    columns = {"time": time, "series": ", ".join(by), "values": ", ".join(values), "beside": ", ".join(beside)}
+    account = CountAccount(len(raw), int(np.isfinite(stacked).sum()), layout, columns, reasons)
+    return _with_reports(
+        Panel(tuple(found), tuple(of), grid, stacked, whole, step_h, zone, str(said.get("holidays", "")), account)
+    )
+
+
+def _with_reports(panel: Panel) -> Panel:
+    """Only series with a single report at least; the others are counted."""
+    there = np.isfinite(panel.values).any(axis=1)
+    panel.account.reasons["series without any count, left out"] = int((~there).sum())
+    return Panel(
+        tuple(n for n, t in zip(panel.names, there, strict=True) if t),
+        tuple(q for q, t in zip(panel.quantities, there, strict=True) if t),
+        panel.stamps,
+        panel.values[there],
+        {c: v[there] for c, v in panel.beside.items()},
+        panel.step_h,
+        panel.zone,
+        panel.holidays,
+        panel.account,
+    )
+
+
+def _named(identity: str, value: str, by: bool, several: bool) -> str:
+    if not by:
+        return value
+    return f"{identity}/{value}" if several else identity
+
+
+def _one(raw: pd.DataFrame, named: Any, usual: Sequence[str], what: str) -> str:
+    if named is not None:
+        if named not in raw.columns:
+            raise DataError(f"The mapping reads {what} from {named!r}, which the file does not have. {has(raw)}")
+        return str(named)
+    found = _known(raw, usual) or [str(c) for c in raw.columns if raw[c].dtype.kind == "M"]
+    if not found:
+        raise DataError(
+            f"No column says the {what}: none is called {', '.join(usual[:5])}, none holds dates. {has(raw)} "
+            f'Name it in a mapping file: {what} = "COLUMN". See: wardcast data schema counts'
+        )
+    return found[0]
+
+
+def _known(raw: pd.DataFrame, usual: Sequence[str]) -> list[str]:
+    lower = {str(c).strip().lower(): str(c) for c in raw.columns}
+    return [lower[name] for name in usual if name in lower][:1]
+
+
+def _listed(raw: pd.DataFrame, said: Mapping[str, Any], key: str) -> list[str]:
+    named = [str(c) for c in said.get(key, ())]
+    absent = [c for c in named if c not in raw.columns]
+    if absent and key != "beside":
+        raise DataError(
+            f"The mapping's {key} names {', '.join(absent)}, which the file does not have. {has(raw)}"
+        )
+    return [c for c in named if c in raw.columns]
+
+
+def _values(raw: pd.DataFrame, said: Mapping[str, Any], taken: set[str]) -> list[str]:
+    if "values" in said:
+        return _listed(raw, said, "values")
+    usual = _known(raw, VALUE_NAMES)
+    numeric = [str(c) for c in raw.columns if raw[c].dtype.kind in "iuf" and str(c) not in taken]
+    found = usual or (numeric if len(numeric) == 1 else [])
+    if not found:
+        raise DataError(
+            f"Which column holds the counts? None is called {', '.join(VALUE_NAMES[:5])}, and {len(numeric):,} hold "
+            f'numbers. {has(raw)} Name them in a mapping file: values = ["COLUMN"]. See: wardcast data schema counts'
+        )
+    return found
+
+
+def has(raw: pd.DataFrame) -> str:
+    """What columns a table has, the first twenty of them."""
+    shown = ", ".join(str(c) for c in raw.columns[:20])
+    return f"It has {shown}{' …' if raw.shape[1] > 20 else ''}."
+
+
+def _kept(raw: pd.DataFrame, drop: Mapping[str, Sequence[str]]) -> tuple[pd.DataFrame, dict[str, int]]:
+    keep = pd.Series(True, index=raw.index)
+    for column, out in drop.items():
+        if column in raw.columns:
+            keep &= ~raw[column].astype("str").str.strip().isin([str(v) for v in out])
+    return raw[keep], {"rows left out as totals (drop)": int((~keep).sum())}
+
+
+def wall_clock(column: pd.Series, timezone: str, name: str) -> tuple[pd.Series, str, int]:
+    """Stamps on the wall clock without zone; the zone they came with; how many could not be read.
+
+    Raises
+    ------
+    DataError
+        Nothing in the column is a time.
+    """
+    stamps = column
+    if stamps.dtype.kind != "M":
+        stamps = pd.to_datetime(column.astype("str").where(column.notna()), errors="coerce", format="ISO8601")
+    if stamps.dtype.kind != "M" or not stamps.notna().any():
+        raise DataError(
+            f"Column {name!r} holds no dates that can be read. Write ISO 8601, such as 2026-01-12 or 2026-01-12T08:00."
+        )
+    aware = isinstance(stamps.dtype, pd.DatetimeTZDtype)
+    if aware:
+        stamps = stamps.dt.tz_convert(ZoneInfo(timezone)).dt.tz_localize(None)
+    return stamps.astype("datetime64[us]"), timezone if aware else "", int(stamps.isna().sum())
+
+
+def _identities(rows: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+    if not by:
+        return pd.Series("all", index=rows.index)
+    parts = [rows[c].astype("str").str.strip().where(rows[c].notna()) for c in by]
+    named = parts[0]
+    for part in parts[1:]:
+        named = named + "/" + part
+    return named
+
+
+def _grid(stamps: pd.Series, step_h: int) -> pd.DatetimeIndex:
+    if stamps.empty:
+        raise DataError("No row has a stamp that can be read and belongs to a series. Check time and series.")
+    return pd.date_range(stamps.min(), stamps.max(), freq="h" if step_h == 1 else "D", unit="us")
+
+
+def _table(
+    long: pd.DataFrame, column: str, names: Sequence[str], grid: pd.DatetimeIndex, reasons: dict[str, int], tell: bool
+) -> Floats:
+    """One column as series by steps; of repeated stamps the first count that is none too many is kept."""
+    number = pd.to_numeric(long[column], errors="coerce")
+    bad = (number.isna() & long[column].notna()) | (number < 0)
+    number = number.mask(number < 0)
+    rows = long[["_series", "_stamp"]].assign(v=number).dropna(subset=["v"])
+    again = rows.duplicated(["_series", "_stamp"])
+    if tell:
+        _count(reasons, f"values of {column} that are no count, taken as missing", int(bad.sum()))
+        _count(reasons, f"repeated rows of {column}, the first kept", int(again.sum()))
+    rows = rows[~again]
+    out = np.full((len(names), len(grid)), np.nan)
+    place = pd.Index(names).get_indexer(rows["_series"])
+    out[place, grid.get_indexer(pd.DatetimeIndex(rows["_stamp"]))] = rows["v"]
+    return out
+
+
+def _count(reasons: dict[str, int], why: str, n: int) -> None:
+    reasons[why] = reasons.get(why, 0) + n
+
+
+def _absent(table: Floats, absent: str) -> Floats:
+    """Steps without a row: zero, from the first report on, where the mapping says so."""
+    if absent not in ("missing", "zero"):
+        raise DataError(f"absent must be missing or zero, got {absent!r}.")
+    if absent == "missing":
+        return table
+    begun = np.maximum.accumulate(np.isfinite(table), axis=1)
+    return np.where(begun & np.isnan(table), 0.0, table)
+
+
+def _credible(table: Floats, zeros: str, step_h: int, reasons: dict[str, int]) -> Floats:
+    """Zeros that mean "not reported" become missing, by looking backwards only."""
+    if zeros not in ("auto", "real", "missing"):
+        raise DataError(f"zeros must be auto, real or missing, got {zeros!r}.")
+    if zeros == "real":
+        return table
+    judge = _silent_hours if step_h == 1 else _silent_days
+    gone = (table == 0) if zeros == "missing" else np.stack([judge(row) for row in table])
+    _count(reasons, "zeros taken as not reported", int(gone.sum()))
+    return np.where(gone, np.nan, table)
+
+
+def _silent_days(row: Floats) -> npt.NDArray[np.bool_]:
+    """Zeros before the first count, and zeros where the median of the 28 counts before is too high for one."""
+    gone = np.zeros(len(row), dtype=bool)
+    seen: list[float] = []
+    for k in np.flatnonzero(np.isfinite(row)):
+        recent = seen[-ZERO_DAYS_LOOK:]
+        if row[k] == 0 and (not recent or float(np.median(recent)) >= INCREDIBLE):
+            gone[k] = True
+        else:
+            seen.append(float(row[k]))
+    return gone
+
+
+def _silent_hours(row: Floats) -> npt.NDArray[np.bool_]:
+    """Zeros of a run in which, by the same hours of the four weeks before, at least 15 should have come by then."""
+    gone = np.zeros(len(row), dtype=bool)
+    begun = np.maximum.accumulate(np.nan_to_num(row)) > 0
+    due, before = 0.0, -2
+    for k in np.flatnonzero(row == 0):
+        usual = row[k - 24 : max(k - 24 * ZERO_DAYS_LOOK - 1, 0) : -24] if k >= 24 else row[:0]
+        reported = usual[np.isfinite(usual)]
+        due = (due if k == before + 1 else 0.0) + (float(reported.mean()) if len(reported) else 0.0)
+        gone[k], before = due >= ZERO_HOURS_EXPECTED or not begun[k], int(k)
+    return gone
+
+
+def _needs_counts(values: Floats, columns: Sequence[str]) -> None:
+    if not np.isfinite(values).any():
+        raise DataError(f"No usable count in {', '.join(columns)}. See: wardcast data schema counts")
+
+
+# ------------------------------------------------------------ visits, counted
+
+
+def _visits_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], timezone: str) -> Panel:
+    names = dict(said.get("names", {}))
+    table = _from_snapshots(raw, said["snapshots"]) if "snapshots" in said else raw
+    columns = visits.recognised(table, names)
+    flows = {flow: columns[c] for flow, c in FLOWS.items() if c in columns}
+    if not flows:
+        raise DataError(
+            f"No time of arrival, admission or discharge. {has(raw)} Name one in a mapping file: "
+            'names = { arrival_time = "COLUMN" }. Without any time there is nothing to count; P(admission) is learnt '
+            "from such tables by `wardcast train admissions`."
+        )
+    reasons: dict[str, int] = {}
+    times, zone = {}, ""
+    for flow, column in flows.items():
+        times[flow], came, bad = wall_clock(table[column], timezone, column)
+        zone = zone or came
+        reasons[f"rows without a readable {column}"] = bad
+    dated = all((t.dropna().dt.normalize() == t.dropna()).all() for t in times.values())
+    step_h = 24 if dated else 1
+    specialty = table[columns["specialty"]] if "specialty" in columns else None
+    counted = _flows(times, specialty, step_h)
+    grid = next(iter(counted.values())).index
+    values = np.stack([v.to_numpy("float64") for v in counted.values()])
+    values = _credible(values, str(said.get("zeros", "auto")), step_h, reasons)
+    _needs_counts(values, list(flows.values()))
+    account = CountAccount(len(raw), int(np.isfinite(values).sum()), layout, flows, reasons)
+    quantities = tuple(name.partition("/")[0] for name in counted)
+    return Panel(
+        tuple(counted), quantities, pd.DatetimeIndex(grid), values, {}, step_h, zone,
+        str(said.get("holidays", "")), account,
+    )  # fmt: skip
+
+
+def _flows(times: Mapping[str, pd.Series], specialty: pd.Series | None, step_h: int) -> dict[str, pd.Series]:
+    """Each flow by step; admissions (else arrivals) also by specialty; by day, the beds taken at midnight.
+
+    The last step is left out, since a file usually ends in the middle of one. Discharges of those who came before the
+    file begins are not in it, so days are counted from its first arrival on.
+    """
+    unit = "h" if step_h == 1 else "D"
+    lead = next(iter(times.values())).dropna()
+    first, last = lead.min().floor(unit), lead.max().floor(unit)
+    grid = pd.date_range(first, last, freq=unit, inclusive="left", unit="us")
+
+    def counted(t: pd.Series) -> pd.Series:
+        return t.dropna().dt.floor(unit).value_counts().reindex(grid, fill_value=0).astype("float64")
+
+    made = {flow: counted(t) for flow, t in times.items()}
+    split = "admissions" if "admissions" in times else next(iter(times))
+    if specialty is not None:
+        common = specialty.value_counts()
+        for name in common.index[common >= len(grid) * step_h / 24]:
+            made[f"{split}/{name}"] = counted(times[split][specialty == name])
+    if step_h == 24 and {"admissions", "discharges"} <= set(times):
+        made["occupied"] = (made["admissions"] - made["discharges"]).cumsum()
+    return made
+
+
+def _from_snapshots(raw: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Arrivals of a table of snapshots: when each was taken less the time spent, one row a visit."""
+    clock = raw[columns["clock"]].astype("str").str.extract(r"(\d+)\D+(\d+)").astype("float64")
+    taken = pd.to_datetime(raw[columns["date"]]) + pd.to_timedelta(clock[0] * 60 + clock[1], unit="min")
+    arrived = taken - pd.to_timedelta(raw[columns["elapsed_s"]], unit="s")
+    return raw.assign(arrival_time=arrived).drop_duplicates(columns["visit"])
