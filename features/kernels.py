@@ -13,12 +13,14 @@ exact (:func:`_split`); spread, slope and the mean weighted by time are added up
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.np import linalg
 
 F = TypeVar("F", bound=Callable[..., Any])
 Ints = npt.NDArray[np.int64]
@@ -54,6 +56,21 @@ FEWEST = 3
 """Fewer rows than this are walked: the tables would cost more than they save."""
 PAGE = 1 << 20
 """Output cells finished in the cache before they go out to memory."""
+
+
+def _without_linear_algebra() -> None:
+    """Load what numba knows of arrays, and leave SciPy's linear algebra for whoever compiles a matrix product.
+
+    Numba asks for it here only to know that it is there, before any function can run: a quarter of a second of a start.
+    """
+    asked, linalg.ensure_blas = linalg.ensure_blas, lambda: None
+    try:
+        importlib.import_module("numba.np.arraymath")
+    finally:
+        linalg.ensure_blas = asked
+
+
+_without_linear_algebra()
 
 
 def compiled(function: F) -> F:
