@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from features.clock import HOUR_US, UTC_US, micros
+from features.errors import DataError
 
 Ints = npt.NDArray[np.int64]
 
@@ -51,7 +52,7 @@ def calendar(instants: pd.Series, timezone: str, holidays: str = "") -> pd.DataF
     """
     local = instants.dt.tz_convert(ZoneInfo(timezone))
     day = local.dt.tz_localize(None).dt.normalize()
-    free = _holidays(holidays, sorted({int(y) for y in day.dt.year.unique()}))
+    free = public_holidays(holidays, sorted({int(y) for y in day.dt.year.unique()}))
     return pd.DataFrame(
         {
             "local_date": day,
@@ -63,13 +64,25 @@ def calendar(instants: pd.Series, timezone: str, holidays: str = "") -> pd.DataF
     )
 
 
-def _holidays(place: str, years: Sequence[int]) -> list[date]:
+def public_holidays(place: str, years: Sequence[int]) -> list[date]:
+    """Public holidays of some years in a country, with subdivision after a hyphen if wanted (``GB-ENG``).
+
+    Raises
+    ------
+    DataError
+        There is no such place.
+    """
     if not place or not years:
         return []
     import holidays as table
 
     country, _, part = place.partition("-")
-    return sorted(table.country_holidays(country, subdiv=part or None, years=list(years)))
+    try:
+        return sorted(table.country_holidays(country, subdiv=part or None, years=list(years)))
+    except NotImplementedError:
+        raise DataError(
+            f"There are no holidays of {place!r}. Write a country, such as IE, or a part of one, such as GB-ENG."
+        ) from None
 
 
 def hourly_counts(times: pd.Series, hours: pd.Series) -> Ints:
