@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,11 +23,14 @@ from features.clock import to_utc
 from features.concepts import loader
 from features.errors import DataError, SpecError, WardcastError
 from models.profile import sample
+from serving.clock import to_us
+from serving.monitoring import intake as arrivals
 from serving.monitoring import outputs
 from serving.monitoring.checks import Checked, check_inputs, summarise, worst_first
 from serving.monitoring.evidently_report import EvidentlyReport, choose, drift_report
 from serving.monitoring.findings import NOTE, WATCH, Batch, Finding, Limits, Reference
 from serving.monitoring.inputs import MixUp, concept_of, mix_ups_from_table
+from serving.monitoring.ledger import Ledger
 from serving.monitoring.metrics import gauges
 from serving.monitoring.page import render_report
 from serving.monitoring.result import GAUGES, HEARTBEAT, LAST, MonitorResult, write_atomically
@@ -82,7 +85,9 @@ class Watched:
         features = bundle.spec.features
         names = [*(ratio.name for ratio in features.ratios), *features.scores]
         derived = {name: features.concept_of(name) for name in names}
-        return cls(bundle.model_id, bundle.reference, float(bundle.thresholds["alert"]), bundle.gain(), derived)
+        return cls(
+            bundle.model_id, bundle.reference, float(bundle.thresholds["alert"]), bundle.gain(), derived
+        )
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,7 @@ def _monitor(
     try:
         opens, closes = _period(store, settings, bundle, since, until)
         logged = read_log(store, bundle, opens, closes)
+        came, intake = _intake(store, Watched.of(bundle), settings, home, opens, closes)
     finally:
         store.close()
     folder = output or home / "runs" / f"{started:%Y-%m-%dT%H-%M-%S}Z"
@@ -168,12 +174,52 @@ def _monitor(
         folder=folder,
         ran_at=started,
         timezone=settings.timezone,
+        came=came,
     )
+    if intake is not None:
+        arrivals.keep(home, intake, to_us(closes))
     write_atomically(home / LAST, _json(result))
     write_atomically(home / GAUGES, gauges(result))
     if output is None:
         _prune(home / "runs")
     return result
+
+
+def _intake(
+    store: Store, watched: Watched, settings: Settings, home: Path, opens: datetime, closes: datetime
+) -> tuple[list[Finding], arrivals.Intake | None]:
+    """What the arrivals show; a fault in this check is a finding, and keeps the rest from nothing."""
+    period_h = int((closes - opens) / timedelta(hours=1))
+    mix_ups = unit_mix_ups(Reference.from_profile(watched.profile))
+    found: list[arrivals.Intake] = []
+
+    def check() -> list[Finding]:
+        ledger = arrivals.read_on(store, Ledger.load(home / arrivals.LEDGER), to_us(closes))
+        found.append(
+            arrivals.judge(
+                ledger, to_us(closes), period_h=period_h, mix_ups=mix_ups, timezone=settings.timezone
+            )
+        )
+        return found[0].findings
+
+    return safely("feeds and units", check), found[0] if found else None
+
+
+def safely(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What a check finds; where it breaks, that it did. Its text may hold values, its type not."""
+    try:
+        return list(check())
+    except Exception as error:
+        return [
+            Finding(
+                kind="check_failed",
+                severity=WATCH,
+                what=f"The check of {name} failed ({type(error).__name__}) and says nothing of this period.",
+                where="the monitor",
+                certainty="certain",
+                action="The other findings do not depend on it. Report the fault with the data's columns and types.",
+            )
+        ]
 
 
 def read_log(store: Store, bundle: Bundle, since: datetime, until: datetime) -> Logged:
@@ -204,9 +250,11 @@ def examine(
     limits: Limits | None = None,
     timezone: str = "UTC",
     evidently: bool = True,
+    came: Sequence[Finding] = (),
 ) -> MonitorResult:
     """Compare a period's log with the reference, and write the report into ``folder``; needs no store and no bundle.
 
+    ``came`` is what the arrivals showed (:func:`serving.monitoring.intake.judge`): it goes before what the inputs show.
     ``evidently=False`` leaves out Evidently's report (seconds) and keeps our own checks (fractions of one).
     """
     begun = time.monotonic()
@@ -214,18 +262,18 @@ def examine(
     reference = Reference.from_profile(watched.profile)
     scored = logged.attempts[logged.attempts["status"] == "scored"].reset_index(drop=True)
     batch = _batch(logged, scored)
-    checked = check_inputs(
-        batch, reference, limits=limits, mix_ups=unit_mix_ups(reference), derived=watched.derived
-    )
+    checked = _checked(batch, reference, limits, watched)
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     report, error = _evidently(batch, scored, watched, folder, rng) if evidently else (None, "switched off")
+    threshold = watched.threshold
     findings = [
-        *outputs.check_fresh(logged.attempts, until),
-        *outputs.check_alerts(scored, reference, watched.threshold, limits),
-        *outputs.check_scores(scored, reference, limits),
-        *outputs.check_not_scored(logged.attempts),
-        *checked.findings,
+        *safely("freshness", lambda: outputs.check_fresh(logged.attempts, until)),
+        *safely("alerts", lambda: outputs.check_alerts(scored, reference, threshold, limits)),
+        *safely("scores", lambda: outputs.check_scores(scored, reference, limits)),
+        *safely("what was not scored", lambda: outputs.check_not_scored(logged.attempts)),
+        *came,
+        *_unexplained(checked.findings, came),
         *_other_models(logged.others, watched.model_id),
         *(_evidently_failed(error) if evidently and error else []),
     ]
@@ -251,6 +299,25 @@ def examine(
     write_atomically(folder / "monitor.json", _json(result))
     write_atomically(folder / "monitor.html", render_report(result, timezone))
     return result
+
+
+def _checked(batch: Batch, reference: Reference, limits: Limits, watched: Watched) -> Checked:
+    found: list[Checked] = []
+
+    def check() -> list[Finding]:
+        mix_ups = unit_mix_ups(reference)
+        found.append(check_inputs(batch, reference, limits=limits, mix_ups=mix_ups, derived=watched.derived))
+        return found[0].findings
+
+    findings = safely("inputs", check)
+    return found[0] if found else Checked(findings, None, [])
+
+
+def _unexplained(findings: Sequence[Finding], came: Sequence[Finding]) -> list[Finding]:
+    """What the inputs show of concepts whose arrivals have not told it already, nearer to the cause."""
+    explained = {concept for f in came if f.severity != NOTE for concept in f.features}
+    about = [{concept_of(name) for name in f.features} for f in findings]
+    return [f for f, what in zip(findings, about, strict=True) if not what or not what <= explained]
 
 
 def unit_mix_ups(reference: Reference) -> dict[str, tuple[MixUp, ...]]:

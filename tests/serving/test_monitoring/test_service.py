@@ -65,7 +65,7 @@ def test_the_page_needs_a_token(make_service, profiled):
 def test_an_empty_store_is_a_finding(make_service, profiled, tmp_path):
     service = make_service(SEPSIS_MODEL=str(profiled.folder))
     result = monitor(service.settings, output=tmp_path / "out")
-    assert [f.kind for f in result.findings] == ["no_predictions"]
+    assert [f.kind for f in result.findings] == ["no_predictions", "feeds_unknown"]
     assert (tmp_path / "out" / "monitor.html").is_file()
 
 

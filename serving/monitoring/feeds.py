@@ -1,0 +1,579 @@
+"""Do the feeds bring what they usually bring at this hour of the week? Silence, thinning, flood, lateness, rejection.
+
+Counts per hour, never times between events: each feed has a usual count for every hour of the week, scaled by how full
+its site is now, and spread more than Poisson's by what its own past shows. Silence is judged by the count that was to
+be expected since the newest fact; thinning and flood by a CUSUM of log likelihood ratios (Page 1954).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from features.clock import HOUR_US
+from features.concepts import loader
+from serving.monitoring.findings import ALARM, NOTE, WATCH, Finding
+from serving.monitoring.ledger import UNMAPPED, Ledger
+from serving.monitoring.statistics import Floats, Ints, proportion_probability
+
+WEEK_H: Final = 7 * 24
+LEAST_H: Final = WEEK_H
+"""A week at least is needed before anything is usual."""
+WEEKS_OF_PRIOR: Final = 4.0
+"""An hour of the week is drawn to what its hour and its day let expect by so many weeks' worth of evidence."""
+WEEKS_OF_DAY: Final = 0.5
+"""The same for a day of the week, drawn to the mean day: a Sunday shows soon that it is one."""
+MINUTES_15: Final = HOUR_US // 4
+SCALES: Final = (6, 12, 24)
+"""Hours over which counts are summed to see how much they wander: the same few patients make a feed for a day."""
+LEAST_DRIFT: Final = 0.01
+"""No feed is taken to wander less than 10 % from day to day, however steady it looked so far."""
+ACTIVE: Final = 20.0
+"""Feeds that bring so much a day tell how full a site is."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedLimits:
+    """When the feeds speak.
+
+    Attributes
+    ----------
+    silence : float
+        Probability of nothing since the newest fact at which a silent feed is one to watch; divided by the number of
+        feeds, at which it is an alarm: looked at all day, sixty feeds would else cry every third day.
+    least_us : int
+        No silence is shorter.
+    cusum : float
+        Height of the log likelihood ratio at which thinning or flood is told: in ``exp(cusum)`` hours of a feed that
+        is as usual, one false alarm at most is to be expected.
+    thin, flood : float
+        The rates, relative to the usual one, that the CUSUM is most sensitive to.
+    thin_ratio, flood_ratio, chance : float
+        A change is told when its rate is so low or so high, and a feed that wanders as this one does would come
+        there with less than this probability.
+    rejected : float
+        Share of facts set aside, above the usual one.
+    late_min : float
+        Minutes by which facts come later, or earlier, than usual.
+    """
+
+    silence: float = 1e-4
+    least_us: int = MINUTES_15
+    cusum: float = 16.0
+    thin: float = 0.5
+    flood: float = 2.0
+    thin_ratio: float = 0.65
+    flood_ratio: float = 1.6
+    chance: float = 1e-5
+    rejected: float = 0.02
+    late_min: float = 10.0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is usual, per feed and hour.
+
+    Attributes
+    ----------
+    first : int
+        The hour (since 1970) of the first column.
+    mean : shape (n_feeds, n_hours)
+        Expected count: hour of the week, times how full the site is.
+    lump, drift : shape (n_feeds,)
+        How a feed wanders: facts that come together (variance over mean, at least 1), and the extra variance of sums
+        over hours as a share of the squared mean.
+    """
+
+    first: int
+    mean: Floats
+    lump: Floats
+    drift: Floats
+
+    def between(self, f: int, begin: int, now: int) -> Floats:
+        """Expected counts of a feed by hour, of that part which lies between two instants (microseconds)."""
+        n = self.mean.shape[1]
+        edges = (np.arange(n + 1) + self.first) * HOUR_US
+        part = np.clip(np.minimum(edges[1:], now) - np.maximum(edges[:-1], begin), 0, HOUR_US) / HOUR_US
+        return self.mean[f] * part
+
+    def chance_of_nothing(self, f: int, begin: int, now: int) -> float:
+        """Probability that a feed brings nothing between two instants: gamma-mixed Poisson."""
+        evidence = float(self.between(f, begin, now).sum() / self.lump[f])
+        return float((1 + self.drift[f] * evidence) ** (-1 / self.drift[f]))
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a look at the feeds found, and the ledger with the hours found wrong marked as no example.
+
+    ``down`` has, for each concept and site whose feed is silent, since when (microseconds).
+    """
+
+    findings: list[Finding]
+    ledger: Ledger
+    down: dict[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Feeds to be judged together as if they were one, such as all laboratory feeds of a site."""
+
+    name: str
+    members: tuple[int, ...]
+
+
+def look(
+    ledger: Ledger,
+    now: int,
+    *,
+    window_h: int = 24,
+    timezone: str = "UTC",
+    limits: FeedLimits | None = None,
+) -> Looked:
+    """Judge the last hours of every feed against the weeks before them.
+
+    Parameters
+    ----------
+    now : microseconds
+        Up to here the ledger was read.
+    window_h : int
+        Hours that are judged; what is usual comes from the hours before.
+    timezone : str
+        Hours of the week are the site's.
+    """
+    limits = limits or FeedLimits()
+    stop = -(-now // HOUR_US)
+    start = max(now // HOUR_US - window_h, -(-ledger.since // HOUR_US))
+    first = -(-ledger.since // HOUR_US)
+    if start - first < LEAST_H or not ledger.feeds:
+        return Looked([_too_young(start - first)], ledger, {})
+    usual = expected(ledger, first, start, stop, timezone)
+    silences = _silences(ledger, usual, now, limits)
+    findings, silent = _silent_panels(ledger, usual, silences, start, now, limits)
+    findings += [_silent(ledger, usual, s, start, now, limits) for s in silences if s[0] not in silent]
+    down = silent | {f: begin for f, begin, _ in silences}
+    wrong = [(f, h) for f, begin in down.items() for h in range(begin // HOUR_US, stop)]
+    for f, begin, kind, size in _changes(ledger, usual, start, now, limits):
+        if f not in down:
+            findings.append(_changed(ledger, f, begin, kind, size, usual, start, now))
+            wrong += [(f, h) for h in range(begin, stop)]
+    findings = _fold(findings)
+    findings += _rejected(ledger, first, start, stop, limits)
+    findings += _late(ledger, first, start, stop, limits)
+    if wrong:
+        feeds, hours = np.array(wrong, np.int64).T
+        ledger = ledger.excuse(feeds, hours)
+    return Looked(findings, ledger, {ledger.feeds[f][1:]: begin for f, begin in down.items()})
+
+
+def _panels(ledger: Ledger) -> list[_Panel]:
+    """All feeds of one source, kind of concept (laboratory, vital sign) and site: one interface, as a rule."""
+    known = loader.concepts()
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for f, (source, concept, site) in enumerate(ledger.feeds):
+        if concept in known:
+            groups.setdefault((source, known[concept].kind, site), []).append(f)
+    return [_Panel(kind, tuple(fs)) for (_, kind, _), fs in groups.items() if len(fs) >= 3]
+
+
+def _silent_panels(
+    ledger: Ledger,
+    usual: Expected,
+    silences: list[tuple[int, int, float]],
+    start: int,
+    now: int,
+    limits: FeedLimits,
+) -> tuple[list[Finding], dict[int, int]]:
+    """Whole interfaces that are silent, which shows long before each of their feeds by itself does."""
+    findings: list[Finding] = []
+    silent: dict[int, int] = {}
+    panels = _panels(ledger)
+    if not panels:
+        return findings, silent
+    known = start - usual.first
+    count, good = ledger.counts(usual.first, start), ledger.usable(usual.first, start)
+    members = [list(panel.members) for panel in panels]
+    mean = np.array([usual.mean[m].sum(axis=0) for m in members])
+    left = np.array(
+        [np.where(good[m], count[m] - usual.mean[m][:, :known], np.nan).sum(axis=0) for m in members]
+    )
+    together = Expected(usual.first, mean, *_wandering(left, mean[:, :known]))
+    for k, m in enumerate(members):
+        begin = max(int(ledger.last[m].max()), usual.first * HOUR_US)
+        if now - begin < limits.least_us:
+            continue
+        chance = together.chance_of_nothing(k, begin, now)
+        if chance < limits.silence / len(ledger.feeds):
+            findings.append(_silent_panel(ledger, together, k, panels[k], begin, now, chance))
+            silent |= dict.fromkeys(m, begin)
+    return findings, silent
+
+
+def expected(ledger: Ledger, first: int, start: int, stop: int, timezone: str) -> Expected:
+    """What is usual of every hour from ``first`` to ``stop``, learnt from those before ``start``."""
+    count, good = ledger.counts(first, stop), ledger.usable(first, stop)
+    known = start - first
+    hour_of_week = _hour_of_week(np.arange(first, stop), timezone)
+    base = np.where(good[:, :known], count[:, :known], np.nan)
+    mean = _weekly(base, hour_of_week[:known])[:, hour_of_week]
+    mean = mean * _activity(ledger, count, mean)
+    left = np.where(good[:, :known], count[:, :known] - mean[:, :known], np.nan)
+    return Expected(first, mean, *_wandering(left, mean[:, :known]))
+
+
+def _wandering(left: Floats, mean: Floats) -> tuple[Floats, Floats]:
+    """``lump`` and ``drift`` of :class:`Expected` from what was left over the mean in hours gone by."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        lump = np.nansum(left**2, axis=1) / np.where(np.isnan(left), 0.0, mean).sum(axis=1)
+    lump = np.maximum(np.nan_to_num(lump, nan=1.0), 1.0)
+    drift = np.max([_beyond_lumps(left, mean, lump, hours) for hours in SCALES], axis=0)
+    return lump, np.maximum(drift, LEAST_DRIFT)
+
+
+def _hour_of_week(hours: Ints, timezone: str) -> Ints:
+    local = pd.to_datetime(hours * 3600, unit="s", utc=True).tz_convert(ZoneInfo(timezone))
+    return (local.weekday * 24 + local.hour).to_numpy(np.int64)
+
+
+def _weekly(base: Floats, hour_of_week: Ints) -> Floats:
+    """Mean count by hour of the week, shape (n_feeds, 168), drawn to what the hour and the day of it let expect."""
+    total, n = _by(np.nan_to_num(base), hour_of_week, WEEK_H), _by(~np.isnan(base), hour_of_week, WEEK_H)
+    days, seen = total.reshape(-1, 7, 24), n.reshape(-1, 7, 24)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        level = np.nan_to_num(total.sum(axis=1) / n.sum(axis=1))[:, None, None]
+        of_hour = np.nan_to_num(days.sum(axis=1) / seen.sum(axis=1))[:, None, :]
+        drawn = days.sum(axis=2) + 24 * level[..., 0] * WEEKS_OF_DAY
+        of_day = np.nan_to_num(drawn / (seen.sum(axis=2) + 24 * WEEKS_OF_DAY) / level[..., 0], nan=1.0)
+    usual = (days + WEEKS_OF_PRIOR * of_hour * of_day[..., None]) / (seen + WEEKS_OF_PRIOR)
+    return np.asarray(usual.reshape(-1, WEEK_H), np.float64)
+
+
+def _by(values: Floats, group: Ints, n: int) -> Floats:
+    summed = np.zeros((len(values), n))
+    np.add.at(summed.T, group, np.asarray(values, np.float64).T)
+    return summed
+
+
+def _activity(ledger: Ledger, count: Floats, mean: Floats) -> Floats:
+    """How full each feed's site is: the median over its feeds of what they brought in 24 hours over the usual.
+
+    The median, so that a feed that fails does not lower what is expected of itself or of others.
+    """
+    day_count, day_mean = _trailing(count, 24), _trailing(mean, 24)
+    sites = np.array([site for _, _, site in ledger.feeds])
+    activity = np.ones_like(mean)
+    for site in np.unique(sites):
+        here = np.flatnonzero(sites == site)
+        busy = here[np.median(day_mean[here], axis=1) >= ACTIVE]
+        if len(busy) < 3:
+            continue
+        ratio = np.median(day_count[busy] / np.maximum(day_mean[busy], 1e-9), axis=0)
+        activity[here] = np.clip(ratio, 0.33, 3.0)
+    return activity
+
+
+def _trailing(values: Floats, hours: int) -> Floats:
+    """Sum over the hours up to and with each, fewer at the beginning (scaled up to as many)."""
+    total = np.cumsum(values, axis=1)
+    before = np.concatenate([np.zeros((len(values), hours)), total], axis=1)[:, : values.shape[1]]
+    n = np.minimum(np.arange(values.shape[1]) + 1, hours)
+    return np.asarray((total - before) * hours / n, np.float64)
+
+
+def _beyond_lumps(left: Floats, mean: Floats, lump: Floats, block: int) -> Floats:
+    """Moment estimate of the extra variance of sums over so many hours, as a share of the squared mean; 0.5 at most."""
+    n = left.shape[1] // block * block
+    blocks = (len(left), n // block, block)
+    apart = left[:, :n].reshape(blocks).sum(axis=2)
+    total = mean[:, :n].reshape(blocks).sum(axis=2)
+    whole = ~np.isnan(apart)
+    apart, total = np.where(whole, apart, 0.0), np.where(whole, total, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        extra = ((apart**2).sum(axis=1) - lump * total.sum(axis=1)) / (total**2).sum(axis=1)
+    return np.clip(np.nan_to_num(extra), 0.0, 0.5)
+
+
+def _silences(ledger: Ledger, usual: Expected, now: int, limits: FeedLimits) -> list[tuple[int, int, float]]:
+    """Feeds that have been silent for longer than chance allows: feed, since when (microseconds), and the chance."""
+    found = []
+    for f, last in enumerate(ledger.last.tolist()):
+        begin = max(int(last), usual.first * HOUR_US)
+        if now - begin >= limits.least_us:
+            chance = usual.chance_of_nothing(f, begin, now)
+            if chance < limits.silence:
+                found.append((f, begin, chance))
+    return found
+
+
+def _changes(
+    ledger: Ledger, usual: Expected, start: int, now: int, limits: FeedLimits
+) -> Iterator[tuple[int, int, str, float]]:
+    """Feeds whose CUSUM has crossed: feed, first hour of the change, which way, observed over expected since."""
+    stop = now // HOUR_US  # whole hours only
+    skip = start - usual.first
+    count = ledger.counts(start, stop)
+    mean = usual.mean[:, skip : skip + count.shape[1]]
+    for kind, ratio in (("feed_thin", limits.thin), ("feed_flood", limits.flood)):
+        gain = (count * np.log(ratio) - (ratio - 1) * mean) / usual.lump[:, None]
+        for f, begin in _crossed(gain, limits.cusum):
+            came, least = float(count[f, begin:].sum()), float(mean[f, begin:].sum())
+            size = came / max(least, 0.5)
+            far = size <= limits.thin_ratio if ratio < 1 else size >= limits.flood_ratio
+            if far and wandering_probability(came, least, usual.drift[f], usual.lump[f]) < limits.chance:
+                yield f, start + begin, kind, size
+
+
+def wandering_probability(count: float, mean: float, drift: float, lump: float = 1.0) -> float:
+    """Smaller tail of a count of lumps whose rate wanders by ``drift``: negative binomial."""
+    count, mean = count / lump, mean / lump
+    if mean <= 0:
+        return 1.0 if count <= 0 else 0.0
+    size = 1 / max(drift, 1e-6)
+    below = float(special.betainc(size, np.floor(count) + 1, size / (size + mean)))
+    above = 1 - float(special.betainc(size, np.floor(count), size / (size + mean))) if count >= 1 else 1.0
+    return min(below, above)
+
+
+def _crossed(gain: Floats, height: float) -> Iterator[tuple[int, int]]:
+    """Rows whose CUSUM ends above the height or has passed it: the row, and where that climb began."""
+    for f, steps in enumerate(gain):
+        path = np.r_[0.0, np.cumsum(steps)]
+        climb = path - np.minimum.accumulate(path)
+        peak = int(np.argmax(climb))
+        if climb[peak] > height:
+            yield f, int(np.argmin(path[: peak + 1]))
+
+
+def _silent(
+    ledger: Ledger, usual: Expected, silence: tuple[int, int, float], start: int, now: int, limits: FeedLimits
+) -> Finding:
+    f, begin, chance = silence
+    _, concept, _ = ledger.feeds[f]
+    sure = chance < limits.silence / len(ledger.feeds)
+    return Finding(
+        kind="feed_down",
+        severity=ALARM if sure else WATCH,
+        what=f"{label(concept)}: nothing has come for {_long(now - begin)}; {usual.between(f, begin, now).sum():,.0f} "
+        "were to be expected.",
+        where=_where(ledger, f),
+        certainty=f"chance {_p(chance)} at this hour of the week, {len(ledger.feeds)} feeds watched",
+        action=_ACTION["feed_down"],
+        since=_instant(begin),
+        features=(concept,),
+        trend=_trend(ledger, f, start, now),
+    )
+
+
+def _silent_panel(
+    ledger: Ledger, together: Expected, k: int, panel: _Panel, begin: int, now: int, chance: float
+) -> Finding:
+    concepts = tuple(ledger.feeds[f][1] for f in panel.members)
+    return Finding(
+        kind="feed_down",
+        severity=ALARM,
+        what=f"All {len(concepts)} {_KINDS.get(panel.name, panel.name)} feeds: nothing has come for "
+        f"{_long(now - begin)}; {together.between(k, begin, now).sum():,.0f} facts were to be expected.",
+        where=_where(ledger, panel.members[0]),
+        certainty=f"chance {_p(chance)} at this hour of the week; facts that come together counted as one",
+        action=_ACTION["feed_down"],
+        since=_instant(begin),
+        features=concepts,
+    )
+
+
+def _changed(
+    ledger: Ledger, f: int, begin: int, kind: str, size: float, usual: Expected, start: int, now: int
+) -> Finding:
+    _, concept, _ = ledger.feeds[f]
+    mean = usual.mean[f, begin - usual.first :].sum()
+    count = ledger.counts(begin, now // HOUR_US + 1)[f].sum()
+    serious = size >= 3 or size <= 0.6
+    return Finding(
+        kind=kind,
+        severity=ALARM if serious else WATCH,
+        what=f"{label(concept)}: {count:,.0f} came where {mean:,.0f} are usual ({size:.2g} times).",
+        where=_where(ledger, f),
+        certainty="cumulated log likelihood ratio past its limit: once in many years by chance",
+        action=_ACTION[kind],
+        since=_instant(begin * HOUR_US),
+        features=(concept,),
+        trend=_trend(ledger, f, start, now),
+    )
+
+
+_KINDS: Final = {"lab": "laboratory", "vital": "vital sign"}
+_ACTION: Final = {
+    "feed_down": "Call the interface team: this feed has stopped, its code has changed, or its facts are refused. "
+    "Scores made meanwhile lack it; send what was held back when it is up again.",
+    "feed_thin": "Part of this feed is missing: look for a device, analyser or ward that no longer sends, and at facts "
+    "that were set aside.",
+    "feed_flood": "Look for a sender that repeats itself under new identities, or a second one that sends the same.",
+    "rejected_more": "Look at what is set aside and why (GET /v1/events, or the sender's answers): new units, text in "
+    "place of numbers, new codes.",
+    "clock_shifted": "Compare the sender's clock and time zone with ours: an hour is usually daylight saving, more a "
+    "queue that was held up. Features of time since are wrong by as much.",
+}
+
+
+def _fold(findings: list[Finding]) -> list[Finding]:
+    """Many feeds of one place with one trouble are one finding; up to three stand alone."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.kind, finding.where), []).append(finding)
+    told = []
+    for alike in groups.values():
+        told += alike if len(alike) <= 3 else [_together(alike)]
+    return told
+
+
+def _together(alike: Sequence[Finding]) -> Finding:
+    first = min(alike, key=lambda f: f.since or datetime.max.replace(tzinfo=UTC))
+    names = ", ".join(label(f.features[0]) for f in alike[:8])
+    more = f" and {len(alike) - 8} more" if len(alike) > 8 else ""
+    words = {"feed_down": "stopped", "feed_thin": "thinned out", "feed_flood": "swollen"}[first.kind]
+    return Finding(
+        kind=first.kind,
+        severity=first.severity,
+        what=f"{len(alike)} feeds have {words}: {names}{more}.",
+        where=first.where,
+        certainty=first.certainty + "; each by itself",
+        action=first.action,
+        since=first.since,
+        features=tuple(f.features[0] for f in alike),
+        trend=first.trend,
+    )
+
+
+def _rejected(ledger: Ledger, first: int, start: int, stop: int, limits: FeedLimits) -> list[Finding]:
+    """Feeds of which more is set aside than usual."""
+    n, aside = ledger.counts(start, stop), ledger.counts(start, stop, "aside")
+    then = ledger.counts(first, start).sum(axis=1)
+    usual = (ledger.counts(first, start, "aside").sum(axis=1) + 0.5) / (then + 1)
+    share = aside.sum(axis=1) / np.maximum(n.sum(axis=1), 1)
+    p = proportion_probability(share, n.sum(axis=1), usual, then + 1)
+    odd = (share > usual + limits.rejected) & (p < 1e-6) & (aside.sum(axis=1) >= 5)
+    return [
+        _rejecting(ledger, f, n[f], aside[f], float(usual[f]), float(p[f]), start)
+        for f in np.flatnonzero(odd)
+    ]
+
+
+def _rejecting(
+    ledger: Ledger, f: int, n: Floats, aside: Floats, usual: float, p: float, start: int
+) -> Finding:
+    share = aside.sum() / n.sum()
+    gain = special.xlogy(aside, share / usual) + special.xlogy(n - aside, (1 - share) / (1 - usual))
+    begin = int(np.argmin(np.r_[0.0, np.cumsum(gain)]))
+    source, concept, _ = ledger.feeds[f]
+    name = label(concept) if concept != UNMAPPED else f"Codes of {source} that no table maps"
+    return Finding(
+        kind="rejected_more",
+        severity=ALARM if share >= 0.1 else WATCH,
+        what=f"{name}: {share:.0%} of what came could not be used, {usual:.1%} is usual.",
+        where=_where(ledger, f),
+        certainty=f"p {_p(p)}; {aside.sum():,.0f} of {n.sum():,.0f}",
+        action=_ACTION["rejected_more"],
+        since=_instant((start + begin) * HOUR_US),
+        features=(concept,) if concept != UNMAPPED else (),
+    )
+
+
+def _late(ledger: Ledger, first: int, start: int, stop: int, limits: FeedLimits) -> list[Finding]:
+    """Senders whose facts come later or earlier after their own date than usual: by source and site."""
+    pairs = sorted({(s, t) for s, _, t in ledger.feeds})
+    n, delay = ledger.counts(first, stop), ledger.counts(first, stop, "delay")
+    findings = []
+    for source, site in pairs:
+        rows = [f for f, feed in enumerate(ledger.feeds) if (feed[0], feed[2]) == (source, site)]
+        of_hour = n[rows].sum(axis=0)
+        with np.errstate(invalid="ignore"):
+            mean = np.where(of_hour >= 10, delay[rows].sum(axis=0) / of_hour, np.nan)
+        found = _shift(mean, start - first, limits.late_min)
+        if found:
+            findings.append(_skewed(source, site, *found, first))
+    return findings
+
+
+def _shift(mean: Floats, known: int, least: float) -> tuple[int, float] | None:
+    """First hour and size of a lasting shift of hourly mean delays, in minutes; None without one."""
+    base = mean[:known][~np.isnan(mean[:known])]
+    if len(base) < 24:
+        return None
+    middle = float(np.median(base))
+    spread = 1.4826 * float(np.median(np.abs(base - middle)))
+    away = np.abs(mean[known:] - middle) > max(least, 8 * spread)
+    hours = np.flatnonzero(~np.isnan(mean[known:]))
+    run = away[hours]
+    if len(run) < 2 or not run[-2:].all():
+        return None
+    begin = int(hours[np.flatnonzero(~run)[-1] + 1]) if not run.all() else int(hours[0])
+    return known + begin, float(np.nanmedian(mean[known + begin :]) - middle)
+
+
+def _skewed(source: str, site: str, begin: int, minutes: float, first: int) -> Finding:
+    way = "later" if minutes > 0 else "earlier"
+    return Finding(
+        kind="clock_shifted",
+        severity=ALARM,
+        what=f"Facts come {abs(minutes):,.0f} minutes {way} after the time they are dated than usual.",
+        where=_place(source, site),
+        certainty="every hour since; the usual spread is far smaller",
+        action=_ACTION["clock_shifted"],
+        since=_instant((first + begin) * HOUR_US),
+    )
+
+
+def _too_young(hours: int) -> Finding:
+    return Finding(
+        kind="feeds_unknown",
+        severity=NOTE,
+        what=f"The feeds have been watched for {max(hours, 0)} hours; a week is needed before anything is usual.",
+        where="all feeds",
+        certainty="certain",
+        action="Nothing to do: keep the monitor running. Silence of the whole service is told all the same.",
+    )
+
+
+def label(concept: str) -> str:
+    """A concept's name for people."""
+    known = loader.concepts().get(concept)
+    return known.label.split(" (")[0] if known else concept.replace("_", " ") or "unmapped codes"
+
+
+def _where(ledger: Ledger, f: int) -> str:
+    source, _, site = ledger.feeds[f]
+    return _place(source, site)
+
+
+def _place(source: str, site: str) -> str:
+    return f"{f'unit {site}' if site else 'no unit stated'}, source {source}"
+
+
+def _trend(ledger: Ledger, f: int, start: int, now: int) -> tuple[float | None, ...]:
+    return tuple(ledger.counts(start, now // HOUR_US + 1)[f].tolist())
+
+
+def _instant(micros: int) -> datetime:
+    return datetime.fromtimestamp(micros / 1e6, UTC)
+
+
+def _long(micros: int) -> str:
+    minutes = micros / (HOUR_US / 60)
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+
+
+def _p(p: float) -> str:
+    return "< 1e-9" if p < 1e-9 else f"{p:.1g}"
+
+
+def affected(findings: Iterable[Finding]) -> set[str]:
+    """The concepts whose feed is down or thin: what the inputs then show of them is explained."""
+    kinds = ("feed_down", "feed_thin")
+    return {concept for f in findings if f.kind in kinds for concept in f.features}

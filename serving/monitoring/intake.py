@@ -1,0 +1,90 @@
+"""What came in: the store's arrivals counted into the ledger, feeds and units judged, and what is down written down.
+
+The ledger lies in ``var/monitor/ledger.parquet`` and is read on from where it ended, so that a look every few minutes
+costs what came since. ``var/monitor/feeds.json`` says which feeds are down, for the service to tell with its scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from features.clock import HOUR_US
+from serving.monitoring import feeds, units
+from serving.monitoring.findings import Finding
+from serving.monitoring.inputs import MixUp
+from serving.monitoring.ledger import KEEP_H, Ledger, facts_of
+from serving.monitoring.result import write_atomically
+from serving.store import arrivals
+
+if TYPE_CHECKING:
+    from serving.store.store import Store
+
+LEDGER: Final = "ledger.parquet"
+DOWN: Final = "feeds.json"
+DAY_H: Final = 24
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What was found of the arrivals, the ledger with wrong hours marked, and which feeds are down."""
+
+    findings: list[Finding]
+    ledger: Ledger
+    down: Mapping[tuple[str, str], int]
+
+
+def read_on(store: Store, ledger: Ledger | None, now: int) -> Ledger:
+    """The ledger with what the store received up to ``now`` (microseconds); begun anew where there is none.
+
+    A ledger that knows more than the store (another store, or an older copy of it) is begun anew as well.
+    """
+    with store.read() as connection:
+        if ledger is None or ledger.seq >= arrivals.first_since(connection, 2**62) or ledger.until > now:
+            oldest = now - KEEP_H * HOUR_US
+            first = arrivals.first_since(connection, oldest)
+            begun = arrivals.received(connection, first)
+            ledger = Ledger.empty(now if begun is None else max(begun, oldest)).reach(0, first - 1)
+        for events in arrivals.read(connection, ledger.seq, now):
+            ledger = ledger.add(
+                facts_of(events), int(events["received_time"].max()), int(events["seq"].max())
+            )
+    return ledger.reach(now)
+
+
+def judge(
+    ledger: Ledger, now: int, *, period_h: int, mix_ups: Mapping[str, Sequence[MixUp]], timezone: str = "UTC"
+) -> Intake:
+    """Feeds and units over the last day, and over the whole period where it is longer and enough lies before it."""
+    known_h = (now - ledger.since) // HOUR_US
+    window = max(DAY_H, min(period_h, known_h - 2 * feeds.LEAST_H))
+    looked = feeds.look(ledger, now, window_h=window, timezone=timezone)
+    spans = sorted({DAY_H, window})
+    mixed = [f for span in spans for f in units.check_units(ledger, now, mix_ups, window_h=span)]
+    said: dict[tuple[object, ...], Finding] = {}
+    for finding in mixed:
+        said.setdefault((finding.features, finding.where), finding)
+    return Intake([*looked.findings, *said.values()], looked.ledger, looked.down)
+
+
+def look(store: Store, home: Path, now: int, timezone: str = "UTC") -> Intake:
+    """The quick look that the service takes every few minutes: feeds only, over the last day.
+
+    Reads on in ``home``'s ledger and writes both files there.
+    """
+    ledger = read_on(store, Ledger.load(home / LEDGER), now)
+    looked = feeds.look(ledger, now, timezone=timezone)
+    keep(home, Intake(looked.findings, looked.ledger, looked.down), now)
+    return Intake(looked.findings, looked.ledger, looked.down)
+
+
+def keep(home: Path, intake: Intake, now: int) -> None:
+    """Write the ledger and which feeds are down, as ``{"now", "down": [{"concept", "site", "since"}]}``."""
+    intake.ledger.save(home / LEDGER)
+    down = [
+        {"concept": concept, "site": site, "since": since} for (concept, site), since in intake.down.items()
+    ]
+    write_atomically(home / DOWN, json.dumps({"now": now, "down": down}) + "\n")
