@@ -24,6 +24,8 @@ from models.bundle import Bundle
 from serving import schedule
 from serving.app import create_app
 from serving.feeds.station import LISTENER, Keeper, check_port
+from serving.interop import push
+from serving.interop.smart import read_target
 from serving.security.identity import Credentials
 from serving.settings import ROOT, Settings, worker_count
 from serving.state import Wardcast as State
@@ -128,6 +130,8 @@ def preflight(settings: Settings) -> None:
     Store.open(settings.store_url, settings.store_key or None).close()
     Credentials.of(settings)
     check_port(settings.host, settings.port, "WARDCAST_PORT")
+    if settings.push_file is not None:
+        read_target(settings.push_file)
     if settings.mllp_port is not None:
         check_port(settings.mllp_host, settings.mllp_port, "WARDCAST_MLLP_PORT")
 
@@ -165,6 +169,10 @@ def serve(settings: Settings) -> None:
 
 
 def companions(settings: Settings) -> list[tuple[str, ...]]:
-    """The processes that run beside the one that answers: the HL7 v2 listener, and what is done by the clock."""
-    commands: list[tuple[str, ...]] = [LISTENER] if settings.mllp_port is not None else []
-    return [*commands, schedule.PROCESS] if schedule.jobs_of(settings) else commands
+    """What runs beside the process that answers: the HL7 v2 listener, FHIR push, and what is done by the clock."""
+    wanted = (
+        (LISTENER, settings.mllp_port is not None),
+        (push.PROCESS, settings.push_file is not None),
+        (schedule.PROCESS, bool(schedule.jobs_of(settings))),
+    )
+    return [command for command, on in wanted if on]

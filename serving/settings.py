@@ -65,6 +65,10 @@ class Settings:
         Where callers find the service, without a slash at the end; links of cards and the audience of tokens.
     cds_file : Path or None
         The CDS clients that may ask for cards, and which cards they get; see :mod:`serving.security.clients`.
+    alerts_file : Path or None
+        The site's rules of alerting and whom to tell; see :mod:`serving.alerting`.
+    push_file : Path or None
+        The FHIR server that is told of every score; see :mod:`serving.interop.smart`.
     huddles : tuple of str
         Local clock times (``08:00``) at which the bed report is written, and posted where there is a mail server.
     smtp, mail_from, mail_to, smtp_password_file
@@ -97,6 +101,8 @@ class Settings:
     site_map: Path | None = None
     public_url: str = ""
     cds_file: Path | None = None
+    alerts_file: Path | None = None
+    push_file: Path | None = None
     huddles: tuple[str, ...] = ()
     smtp: str = ""
     mail_from: str = ""
@@ -157,6 +163,8 @@ class Settings:
             site_map=_path(read, "SITE_MAP"),
             public_url=_public_url(read.get("PUBLIC_URL", "")),
             cds_file=_path(read, "CDS_FILE"),
+            alerts_file=_path(read, "ALERTS_FILE"),
+            push_file=_path(read, "PUSH_FILE"),
             huddles=_clock_times(read.get("HUDDLES", "")),
             smtp=read.get("SMTP", ""),
             mail_from=read.get("MAIL_FROM", ""),
@@ -220,6 +228,8 @@ class Settings:
             "SITE_MAP": self.site_map,
             "PUBLIC_URL": self.public_url or None,
             "CDS_FILE": self.cds_file,
+            "ALERTS_FILE": self.alerts_file,
+            "PUSH_FILE": self.push_file,
             "HUDDLES": ",".join(self.huddles) or None,
             "SMTP": self.smtp or None,
             "MAIL_FROM": self.mail_from or None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from sqlalchemy import Connection, func, select
@@ -14,6 +14,7 @@ from features.clean import REMEDIES as CLEANING
 from features.sources.hl7v2_message import REMEDIES as READING
 from serving.ingest.acks import FAULTS
 from serving.settings import Settings
+from serving.store import pushes
 from serving.store.messages import MessageLog
 from serving.store.store import Store
 from serving.store.tables import events, outcomes
@@ -41,6 +42,7 @@ class Report:
     problems : (kind, reason, count), what messages lacked
     codes : (code, unit, reason, count), events kept and not used
     events : number of events, and of those used
+    refused : (FHIR server, resource and status, count), what was pushed and refused for good
     """
 
     messages: list[tuple[str, str, str, int, int, int]]
@@ -48,6 +50,7 @@ class Report:
     problems: list[tuple[str, str, int]]
     codes: list[tuple[str, str, str, int]]
     events: tuple[int, int]
+    refused: list[tuple[str, str, int]] = field(default_factory=list)
 
     def summary(self) -> str:
         """The report as text."""
@@ -70,6 +73,9 @@ class Report:
             lines.append("\nWhat to do")
             lines += [f"{why}: {_remedy(why)}" for why in sorted({row[2] for row in self.codes})]
             lines.append("A site's own codes and units go into the file that WARDCAST_SITE_MAP names.")
+        if self.refused:
+            lines.append("\nPushed to a FHIR server and refused for good, by resource and status")
+            lines += [f"{n:8,}  {what:24}  {server}" for server, what, n in self.refused]
         return "\n".join(lines)
 
 
@@ -97,7 +103,8 @@ def report(settings: Settings) -> Report:
             )
             statuses |= {"waiting": waiting} if waiting > 0 else {}
             told = [(k, a, r or "", n, again, other) for k, a, r, n, again, other in kinds]
-            return Report(told, statuses, problems, _codes(connection), _events(connection))
+            refused = [(server, what, n) for (server, what), n in sorted(pushes.problems(connection).items())]
+            return Report(told, statuses, problems, _codes(connection), _events(connection), refused)
     finally:
         log.close()
         store.close()

@@ -170,6 +170,33 @@ webhooks = Table(
     sqlite_autoincrement=True,
 )
 
+# How far a FHIR server that we push to has been told, the flags it has, and what it refused for good.
+pushes = Table(
+    "pushes",
+    metadata,
+    Column("target", String, primary_key=True),
+    Column("predictions_seq", Sequence, nullable=False),
+    Column("events_seq", Sequence, nullable=False),
+    Column("told_time", Micros, nullable=False),
+)
+push_flags = Table(
+    "push_flags",
+    metadata,
+    Column("target", String, primary_key=True),
+    Column("alert_id", String, primary_key=True),
+    Column("ended", Boolean, nullable=False),
+)
+push_problems = Table(
+    "push_problems",
+    metadata,
+    Column("seq", Sequence, primary_key=True),
+    Column("target", String, nullable=False),
+    Column("resource", String, nullable=False),
+    Column("problem", String, nullable=False),
+    Column("noted_time", Micros, nullable=False),
+    sqlite_autoincrement=True,
+)
+
 # What people answered: acknowledged, dismissed and why. Append-only.
 feedback = Table(
     "feedback",

@@ -1,0 +1,196 @@
+"""Tells a hospital's FHIR server of every score and alert: a process that ``wardcast serve`` keeps when one is named.
+
+Resources carry our own ids and are put there (``PUT RiskAssessment/ID``), so that sending one twice changes nothing.
+What was told is a place in the prediction log; a score whose facts were corrected later is told again, with its new
+status. A server that is away is asked again, ever more slowly; what it refuses for good is noted and does not hold up
+the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from models.scope import SCORED
+from serving.interop.resources import Resource, flag, observation, provenance, risk_assessment, standing
+from serving.interop.smart import BackendClient, PushError, read_target
+from serving.rounds import STORED
+from serving.settings import Settings
+from serving.state import Wardcast, wall_us
+from serving.store import audit, facts, pushes
+
+BATCH: Final = 50
+FACTS: Final = 5_000
+REST_S: Final = 1.0
+LONGEST_REST_S: Final = 300.0
+AGAIN: Final = frozenset({408, 409, 423, 425, 429})
+"""Answers after which the same request may succeed later; so may all from 500 on."""
+PROCESS: Final = (sys.executable, "-m", "serving.interop.push")
+logger = logging.getLogger("wardcast")
+
+
+class Pusher:
+    """Brings one FHIR server up to date, again and again."""
+
+    def __init__(self, state: Wardcast, client: BackendClient) -> None:
+        self._state = state
+        self._client = client
+        self._name = client.target.fhir
+
+    def start(self) -> None:
+        """Begin at the end of the log where this server was never told anything."""
+        with self._state.store.write() as connection:
+            if pushes.place(connection, self._name) is None:
+                pushes.keep_place(connection, self._name, pushes.newest(connection), wall_us())
+                pushes.skip_flags(connection, self._name)
+
+    def step(self) -> int:
+        """Tell what is new, at most one batch of each kind; how many resources were sent.
+
+        Raises
+        ------
+        PushError
+            The server is away or refuses all; nothing is marked as told.
+        """
+        return self._predictions() + self._corrections() + self._flags()
+
+    def run(self, stop: threading.Event) -> None:
+        """Until told to stop, or until the parent process is gone."""
+        parent, rest = os.getppid(), REST_S
+        self.start()
+        while not stop.is_set() and os.getppid() == parent:
+            try:
+                sent = self.step()
+                rest = REST_S
+                if sent:
+                    continue
+            except PushError as error:
+                rest = min(2 * rest, LONGEST_REST_S)
+                logger.error("push problem=%s again_s=%.0f", error, rest)
+            stop.wait(rest)
+
+    def _predictions(self) -> int:
+        with self._state.store.read() as connection:
+            at = pushes.place(connection, self._name) or pushes.newest(connection)
+            rows = pushes.untold(connection, at.predictions_seq, STORED, BATCH)
+            made = [r for row in rows for r in self._written(connection, row)]
+        if not rows:
+            return 0
+        self._tell(made)
+        with self._state.store.write() as connection:
+            told = replace(at, predictions_seq=rows[-1]["seq"])
+            pushes.keep_place(connection, self._name, told, wall_us())
+        return len(made)
+
+    def _corrections(self) -> int:
+        """Tell again the scores that read a fact which was corrected or withdrawn since."""
+        with self._state.store.read() as connection:
+            at = pushes.place(connection, self._name) or pushes.newest(connection)
+            end, encounters = pushes.changed(connection, at.events_seq, FACTS)
+            made: list[Resource] = []
+            for who in encounters:
+                for row in pushes.told_of(connection, who, STORED, at.predictions_seq):
+                    if row["events_seq"] and row["events_seq"] < end:
+                        made += self._written(connection, row, changed_only=True)
+        if end == at.events_seq:
+            return 0
+        for start in range(0, len(made), 2 * BATCH):
+            self._tell(made[start : start + 2 * BATCH])
+        with self._state.store.write() as connection:
+            pushes.keep_place(connection, self._name, replace(at, events_seq=end), wall_us())
+        return len(made)
+
+    def _flags(self) -> int:
+        if "Flag" not in self._client.target.send:
+            return 0
+        with self._state.store.read() as connection:
+            rows = pushes.flags_to_tell(connection, self._name, BATCH)
+            people = facts.latest(connection, [row["encounter_id"] for row in rows])
+        if not rows:
+            return 0
+        known = [row for row in rows if row["encounter_id"] in people]
+        self._tell([flag(row, str(people[row["encounter_id"]]["subject_id"])) for row in known])
+        with self._state.store.write() as connection:
+            pushes.keep_flags(connection, self._name, rows)
+        return len(known)
+
+    def _written(
+        self, connection: Connection, row: dict[str, Any], *, changed_only: bool = False
+    ) -> Iterable[Resource]:
+        """The resources of one prediction, of the kinds this server wants."""
+        state = self._state
+        scorer = None if "sepsis" in state.problems else state.scorer
+        concepts = scorer.bundle.spec.features.concepts if scorer else None
+        judged = standing(row, facts.told(connection, str(row["encounter_id"]), concepts))
+        if changed_only and judged.status == "final":
+            return []
+        own = scorer if scorer and scorer.bundle.model_id == row["model_id"] else None
+        scored = row["status"] == SCORED
+        made = [observation(row, judged), provenance(row, judged)]
+        made += [risk_assessment(row, judged, own)] if scored else []
+        return [r for r in made if r["resourceType"] in self._client.target.send]
+
+    def _tell(self, resources: Sequence[Resource]) -> None:
+        if not resources:
+            return
+        statuses = self._client.post_bundle(batch(resources))
+        refused = [(r, s) for r, s in zip(resources, statuses, strict=True) if s >= 400]
+        later = [s for _, s in refused if s in AGAIN or s >= 500]
+        if later:
+            raise PushError(
+                f"The FHIR server answered {later[0]} to {len(later)} of {len(resources)} entries."
+            )
+        if refused:
+            logger.error("push refused=%d first_status=%d", len(refused), refused[0][1])
+        noted = [(f"{r['resourceType']}/{r['id']}", f"{r['resourceType']} {s}") for r, s in refused]
+        with self._state.store.write() as connection:
+            pushes.add_problems(connection, self._name, noted, wall_us())
+            audit.record(connection, _disclosed(resources), wall_us())
+
+
+def _disclosed(resources: Sequence[Resource]) -> audit.Act:
+    """Whose data left the house: as whoever asks for it is audited, so is what we send unasked."""
+    about = [r["encounter"]["identifier"]["value"] for r in resources if "encounter" in r]
+    kinds = ", ".join(sorted({r["resourceType"] for r in resources}))
+    return audit.Act("push", "service", f"push {kinds}", "done", about)
+
+
+def batch(resources: Sequence[Resource]) -> Resource:
+    """A Bundle that puts each resource under its own id; each entry is answered for itself."""
+    return {
+        "resourceType": "Bundle",
+        "type": "batch",
+        "entry": [
+            {"resource": r, "request": {"method": "PUT", "url": f"{r['resourceType']}/{r['id']}"}}
+            for r in resources
+        ],
+    }
+
+
+def main() -> None:
+    """The process that ``wardcast serve`` keeps."""
+    settings = Settings.from_env()
+    if settings.push_file is None:
+        return
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever keeps this process ends it
+    client = BackendClient(*read_target(settings.push_file))
+    state = Wardcast(settings)
+    try:
+        Pusher(state, client).run(stop)
+    finally:
+        client.close()
+        state.store.close()
+
+
+if __name__ == "__main__":
+    main()
