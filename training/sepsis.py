@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from features.errors import DataError, SpecError
-from models import metrics
+from models import metrics, parity
+from models.alerting import Stays
 from models.bundle import Bundle, mean_of_members, write_bundle
 from models.calibration import Calibrator, choose
 from models.cards import evaluation_text, sepsis_card, with_interval
@@ -31,6 +32,7 @@ from models.decision import AlertPolicy
 from models.profile import profile
 from models.scope import scope_of
 from models.spec import Spec
+from training import policies
 from training.ablation import ablation, blinded, time_told
 from training.cohort import Cohort, read_cohort
 from training.evaluation import EARLY_H, Judged, bands, clean_json, evaluate, page_rows, rival_scores
@@ -139,8 +141,10 @@ def _fit_and_write(
         each = each_out_of_fold(cohort, fold, spec, threads, [*ensemble, *views], lambda: bars.advance(task))
     raw = together({m.booster: each[m.booster] for m in ensemble})
     with _stage(bars, "judging, with patient bootstraps"):
-        judged = judge(cohort, raw, fold, spec)
+        chosen: list[AlertPolicy] = []
+        judged = judge(cohort, raw, fold, spec, chosen)
         evaluation = evaluate(judged, training["replicates"]) | {"method": _method(training)}
+        evaluation["paging"] = paging(cohort, judged, fold, chosen, spec)
         evaluation["ablation"] = ablation(cohort, each, fold, spec)
         evaluation["time_told"] = clean_json(time_told(cohort, fold, spec, threads))
     with _stage(bars, "from one hospital to the other"):
@@ -282,26 +286,41 @@ def _rivals(cohort: Cohort, spec: Spec) -> dict[str, Floats]:
 
 
 def page_policy(cohort: Cohort, probability: Floats, rows: Bools, spec: Spec) -> AlertPolicy:
-    """The policy of the spec at the lowest threshold that keeps to its budget of pages."""
-    alerts = spec.section("alerts")
-    patient, hour, p = cohort.patient[rows], cohort.hour[rows], probability[rows]
-    patient = np.unique(patient, return_inverse=True)[1].astype(np.int64)
-    known = p[~np.isnan(p)]
-    low, high = 0.0, 1.0
-    for _ in range(12):
-        share = (low + high) / 2
-        policy = _policy(alerts, float(np.quantile(known, share)))
-        rate = 2400 * page_rows(patient, hour, p, policy).sum() / max(len(known), 1)
-        low, high = (share, high) if rate > alerts["pages_per_100_patient_days"] else (low, share)
-    return _policy(alerts, float(np.quantile(known, high)))
+    """The policy of the spec, chosen on some whole patients; see :mod:`training.policies`."""
+    return policies.choose(_stays(cohort, rows), probability[rows], spec.section("alerts"))[0]
 
 
-def _policy(alerts: dict[str, Any], threshold: float) -> AlertPolicy:
-    return AlertPolicy(threshold, *(float(alerts[k]) for k in ("snooze_h", "reraise", "release")))
+def _stays(cohort: Cohort, rows: Bools, until_h: float = np.inf) -> Stays:
+    """Some whole patients as a ward meets them, up to some hour of the stay."""
+    patient = np.unique(cohort.patient[rows], return_inverse=True)[1].astype(np.int64)
+    hour = cohort.hour[rows]
+    return Stays(patient, hour, cohort.label[rows], hour <= until_h, until_h=until_h)
 
 
-def judge(cohort: Cohort, raw: Floats, fold: Ints, spec: Spec) -> Judged:
-    """Probabilities, alarms and pages of every fold, each decided on the scores of the other folds."""
+def paging(
+    cohort: Cohort, judged: Judged, fold: Ints, chosen: Sequence[AlertPolicy], spec: Spec
+) -> list[dict[str, Any]]:
+    """The policy beside a plain threshold, each fold paged as chosen on the others; over all hours and the first 48."""
+    every = np.ones(len(fold), dtype=np.bool_)
+    table: list[dict[str, Any]] = []
+    for hours, until_h in (("all", np.inf), (f"<= {EARLY_H}", float(EARLY_H))):
+        trial = policies.Trial(len(fold))
+        for k, policy in enumerate(chosen):
+            mine, others = fold == k, fold != k
+            learned = _stays(cohort, others, until_h)
+            found = policies.rivals(learned, judged.probability[others], spec.section("alerts"), policy)
+            trial.take(mine, _stays(cohort, mine), judged.probability[mine], found)
+        table += [{"hours": hours} | row for row in trial.table(_stays(cohort, every, until_h))]
+    return list(clean_json(table))
+
+
+def judge(
+    cohort: Cohort, raw: Floats, fold: Ints, spec: Spec, chosen: list[AlertPolicy] | None = None
+) -> Judged:
+    """Probabilities, alarms and pages of every fold, each decided on the scores of the other folds.
+
+    ``chosen``, where it is given, receives the paging policy of each fold.
+    """
     probability = np.full(len(raw), np.nan)
     alarm, page = np.zeros(len(raw), dtype=np.bool_), np.zeros(len(raw), dtype=np.bool_)
     columns = _rivals(cohort, spec)
@@ -309,6 +328,8 @@ def judge(cohort: Cohort, raw: Floats, fold: Ints, spec: Spec) -> Judged:
     for k in range(int(fold.max()) + 1):
         mine = fold == k
         decided = decide(cohort, raw, fold, ~mine, spec)
+        if chosen is not None:
+            chosen.append(decided.policy)
         probability[mine] = decided.calibrator.apply(raw[mine])
         alarm[mine] = probability[mine] >= decided.utility
         page[mine] = page_rows(cohort.patient[mine], cohort.hour[mine], probability[mine], decided.policy)
@@ -387,6 +408,7 @@ def _write(
     influence = influences(
         boosters, cohort.matrix[rng.choice(some, min(INFLUENCE_ROWS, len(some)), replace=False)], spec
     )
+    reference = profile(cohort.matrix[some], spec.features.names, decided.calibrator.apply(raw[some]))
     version = str(spec.section("model").get("version", "1"))
     data = clean_json(cohort.data)
     return write_bundle(
@@ -397,13 +419,12 @@ def _write(
         boosters=boosters,
         parts={
             "features": spec.features.manifest(),
-            "reference": profile(
-                cohort.matrix[some], spec.features.names, decided.calibrator.apply(raw[some])
-            ),
+            "reference": reference,
             "evaluation": evaluation | {"influence": clean_json(influence)},
             "data": data,
             "calibrator": decided.calibrator.to_dict(),
             "decision": decision,
+            "parity": parity.sheet(reference, spec.features.names, _raw_of(boosters)),
         },
         card=sepsis_card(
             spec=spec,
@@ -416,12 +437,16 @@ def _write(
     )
 
 
+def _raw_of(boosters: Mapping[str, lgb.Booster]) -> Callable[[npt.NDArray[np.float32]], Floats]:
+    return lambda matrix: mean_of_members(list(boosters.values()), matrix, 1, raw_score=True)
+
+
 def clean_decision(decided: Decided, spec: Spec) -> dict[str, Any]:
     """The ``decision`` part of the bundle; thresholds keep all their digits, since they decide."""
     return {
         "thresholds": {"utility": decided.utility, "alert": decided.policy.threshold},
         "policy": decided.policy.to_dict(),
-        "budget": float(spec.section("alerts")["pages_per_100_patient_days"]),
+        "alerts": dict(spec.section("alerts")),
         "rivals": decided.rivals,
         "calibration": decided.calibrator.method,
         "calibration_log_loss": clean_json(decided.losses),

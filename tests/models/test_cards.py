@@ -71,7 +71,8 @@ def test_a_card_sets_the_clock_beside_the_model(repo: Path, evaluation):
         "statuses": {"scored": 49000, "insufficient_data": 1000},
     }  # fmt: skip
     decision = {
-        "thresholds": {"utility": 0.02, "alert": 0.05}, "calibration": "isotonic", "budget": 25.0,
+        "thresholds": {"utility": 0.02, "alert": 0.05}, "calibration": "isotonic",
+        "alerts": {"pages_per_100_patient_days": 25},
         "policy": {"threshold": 0.05, "snooze_h": 8.0, "reraise": 2.0, "release": 0.7},
     }  # fmt: skip
     card = sepsis_card(
