@@ -141,10 +141,20 @@ class ArchiveAccount:
             "left": [{"table": t, "reason": r, "rows": n} for (t, r), n in sorted(self.source.left.items())],
             "notes": list(self.source.notes),
             "by_code": [
-                {"code": code, "concept": concept, **{k: n for k, n in counter.items() if n}}
+                {
+                    "code": code,
+                    "concept": concept,
+                    **self._label(code),
+                    **{k: n for k, n in counter.items() if n},
+                }
                 for (code, concept), counter in sorted(self.by_code.items(), key=lambda i: -i[1]["read"])
             ],
         }
+
+    def _label(self, code: str) -> dict[str, str]:
+        """What the source calls a code, where it says so."""
+        label = self.source.labels.get(code)
+        return {"label": label} if label else {}
 
 
 @dataclass(frozen=True)
@@ -728,7 +738,7 @@ def _write_metadata(
 
 def _code_table(result: ArchiveAccount) -> pa.Table:
     """MEDS's list of codes: what each means, and the concept above it."""
-    known = loader.codes()
+    known, labels = loader.codes(), result.source.labels
     concepts: dict[str, set[str]] = {}
     for code, concept in result.by_code:
         above = concepts.setdefault(code or UNCODED, set())
@@ -736,7 +746,9 @@ def _code_table(result: ArchiveAccount) -> pa.Table:
     codes = sorted(concepts)
     rows = {
         "code": pa.array(codes, pa.string()),
-        "description": pa.array([known[c].display if c in known else None for c in codes], pa.string()),
+        "description": pa.array(
+            [known[c].display if c in known else labels.get(c) for c in codes], pa.string()
+        ),
         "parent_codes": pa.array([sorted(concepts[c]) or None for c in codes], pa.list_(pa.string())),
     }
     return pa.table(rows)

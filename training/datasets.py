@@ -67,7 +67,7 @@ class Converted:
             _rows_read(a),
             "",
             *_cleaned(a),
-            *_unknown(a.by_code, self.source),
+            *_unknown(a.by_code, a.source.labels, self.source),
         ]
         if a.source.notes:
             said += ["", "To know:", *(f"- {note}" for note in a.source.notes)]
@@ -180,13 +180,18 @@ def _cleaned(account: ArchiveAccount) -> list[str]:
     return said
 
 
-def _unknown(by_code: Mapping[tuple[str, str], Mapping[str, int]], source: str = "") -> list[str]:
+def _unknown(
+    by_code: Mapping[tuple[str, str], Mapping[str, int]], labels: Mapping[str, str], source: str = ""
+) -> list[str]:
     """The most frequent codes that nobody has mapped or left out on purpose, and how to map them."""
     lost = coverage.unmapped(by_code)
     lost = lost[lost["reason"] == "unknown_concept"]
     if lost.empty:
         return []
-    rows = list(lost[["code", "events"]].head(TOP).itertuples(index=False, name=None))
+    most = lost.head(TOP)
+    rows = [(c, labels.get(c, ""), n) for c, n in zip(most["code"], most["events"], strict=True)]
+    if not any(label for _, label, _ in rows):
+        rows = [(c, n) for c, _, n in rows]
     head = f"Codes that no table knows: {len(lost):,}. The most frequent:"
     mapping = f"a mapping file (wardcast data schema {source}) or in " if source in TAKE_MAPPING else ""
     return ["", head, aligned(rows), f"A code that matters is mapped in {mapping}features/concepts/codes/."]
@@ -217,6 +222,7 @@ class Checked:
     classes: Mapping[str, int]
     by_policy: float
     by_code: Mapping[tuple[str, str], Mapping[str, int]]
+    labels: Mapping[str, str]
     features: int
     lost: int
     gain: float | None = None
@@ -247,7 +253,7 @@ class Checked:
                 "encounters: share with any. every: median time between two of one encounter. by policy: share",
                 "available exactly when the concept's policy says, so the source may not know better; over all, "
                 f"{self.by_policy:.0%}.",
-                *_unknown(self.by_code),
+                *_unknown(self.by_code, self.labels),
                 "",
                 self.verdict(),
             ]
@@ -312,7 +318,8 @@ def _check_archive(path: Path, model: str | None, spec: Path | None) -> Checked:
             stays = shard.encounters.loc[kinds.isin(scope) if scope else kinds.index, "encounter_id"]
             found += coverage.tally(shard.events[shard.events["encounter_id"].isin(stays)], len(stays))
             told(1)
-    by_code = _by_code(archive.about(path)["account"])
+    account = archive.about(path)["account"]
+    by_code = _by_code(account)
     table = coverage.coverage(found, coverage.needed(features), by_code, usual)
     table["verdict"] = table["verdict"].mask(
         (table["verdict"] == "absent") & ~table["concept"].isin(_essential(features)), "optional"
@@ -328,6 +335,7 @@ def _check_archive(path: Path, model: str | None, spec: Path | None) -> Checked:
         classes={k or "of no class": n for k, n in classes.most_common()},
         by_policy=int(found.concepts["by_policy"].sum()) / events,
         by_code=by_code,
+        labels={row["code"]: row["label"] for row in account["by_code"] if "label" in row},
         features=len(features.names),
         lost=len(lost),
         gain=None if asked.bundle is None else _gain(asked.bundle, lost),
@@ -382,7 +390,7 @@ def _gain(bundle: Bundle, features: Sequence[str]) -> float:
 
 def _by_code(account: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, int]]:
     return {
-        (row["code"], row["concept"]): {k: n for k, n in row.items() if k not in ("code", "concept")}
+        (row["code"], row["concept"]): {k: n for k, n in row.items() if k not in ("code", "concept", "label")}
         for row in account["by_code"]
     }
 

@@ -63,12 +63,14 @@ class ReadAccount:
         ``cancelled``, ``outside_stay``. A row may make several events or none; one that makes none is counted here.
     notes : list of str
         What had to be assumed, a sentence each, without any identifier.
+    labels : dict of code to what the source's own dictionaries call it, where it has such
     """
 
     rows: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
     left: Counter[tuple[str, str]] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
 
     def note(self, sentence: str) -> None:
         """Remember an assumption, once."""

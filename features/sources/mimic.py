@@ -59,6 +59,12 @@ AGED: Final = 91.4
 """Years given to MIMIC-III patients over 89, whose age is hidden: their median, MIMIC-III documentation."""
 YEAR_US: Final = 365.2425 * 86_400e6
 
+DICTIONARIES: Final = {
+    "d_items": ("MIMIC_CHART", "MIMIC_OUTPUT", "MIMIC_INPUT", "MIMIC_PROCEDURE"),
+    "d_labitems": ("MIMIC_LAB",),
+}
+"""Tables that name items, and the code systems of those items."""
+
 # Where a care unit's name says that a patient is; the first pattern that is found counts, "ward" otherwise.
 UNITS: Final = (
     (r"stepdown|intermediate", "stepdown"),
@@ -129,6 +135,15 @@ def opened(path: Path, mapping: object, timezone: str) -> Tables:
     tables = Tables(path, timezone=timezone)
     tables.require("admissions", "patients")
     return tables
+
+
+def name_items(tables: Tables, account: ReadAccount) -> None:
+    """Tell the account what MIMIC's dictionaries call the numbers in its codes."""
+    for table, systems in DICTIONARIES.items():
+        if tables.has(table):
+            items = tables.whole(table, {"itemid": "id", "label": "text"}).dropna()
+            for item, label in zip(items["itemid"], items["label"], strict=True):
+                account.labels.update({f"{system}//{item}": str(label).strip() for system in systems})
 
 
 def admissions_of(tables: Tables, account: ReadAccount, say: Say) -> pd.DataFrame:

@@ -109,6 +109,7 @@ def batches(
 
 
 def _reading(tables: Tables, account: ReadAccount, say: Say) -> mimic.Reading:
+    mimic.name_items(tables, account)
     admissions = mimic.admissions_of(tables, account, say)
     icu_stays = mimic.icu_stays_of(tables, admissions, account, say)
     patients = tables.whole(

@@ -189,6 +189,7 @@ def _entry_times(reading: mimic.Reading) -> Callable[[pd.Series], pd.Series]:
 
 def _reading(tables: Tables, account: ReadAccount, say: Say) -> tuple[mimic.Reading, pd.DataFrame | None]:
     """All about encounters; and the emergency attendances with their ``place``, where there is such a table."""
+    mimic.name_items(tables, account)
     admissions = mimic.admissions_of(tables, account, say)
     attendances = None
     if tables.has("edstays"):

@@ -6,7 +6,7 @@ Nothing is dropped in silence: rows that contradict themselves are set aside and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -162,7 +162,7 @@ def tidy(
         found = ", ".join(f"{n:,} {reason}" for reason, n in sorted(counts.items())) or "the file has no rows"
         raise DataError(
             f"No usable visit among {len(raw):,} rows: {found}. Times are read as ISO 8601, for example "
-            "2026-01-12T08:00:00Z; name other columns with a mapping."
+            "2026-01-12T08:00:00Z."
         )
     return used, VisitAccount(len(raw), len(used), counts, repaired, columns)
 
@@ -212,9 +212,13 @@ def _columns(raw: pd.DataFrame, names: dict[str, str]) -> dict[str, str]:
     if missing:
         raise DataError(
             f"The visits lack {', '.join(missing)} ({'; '.join(VISIT_COLUMNS[c] for c in missing)}). {_has(raw)} "
-            "Say which column it is with a mapping such as arrival_time=ARRIVED_AT."
+            f"Give the columns these names in the export; known besides are {_spelled(missing)}."
         )
     return found
+
+
+def _spelled(columns: Sequence[str]) -> str:
+    return "; ".join(f"{', '.join(SPELLINGS[c])} for {c}" for c in columns)
 
 
 def _has(raw: pd.DataFrame) -> str:

@@ -81,6 +81,20 @@ def test_the_account_names_reasons_and_unmapped_codes_and_nobody(converted: data
     assert {"code": "MIMIC_CHART//999999", "concept": "", "read": 2, "unknown_concept": 2} in told["by_code"]
 
 
+def test_unmapped_codes_are_called_what_the_dictionary_of_the_source_calls_them(
+    hospital: Path, spec: Path, tmp_path: Path
+) -> None:
+    extract = shutil.copytree(hospital, tmp_path / "extract")
+    (extract / "D_ITEMS.csv").write_text("ROW_ID,ITEMID,LABEL\n1,999999,Heart Rhythm\n2,5,\n")
+    made = datasets.convert("mimic3", extract, tmp_path / "archive")
+    assert "MIMIC_CHART//999999  Heart Rhythm  2" in made.summary()
+    found = datasets.check(made.folder, spec=spec)
+    assert isinstance(found, datasets.Checked)
+    assert "MIMIC_CHART//999999  Heart Rhythm  2" in found.summary()
+    codes = pq.read_table(made.folder / "metadata" / "codes.parquet").to_pylist()
+    assert [c["description"] for c in codes if c["code"] == "MIMIC_CHART//999999"] == ["Heart Rhythm"]
+
+
 def test_the_account_is_saved_as_json(converted: datasets.Converted, tmp_path: Path) -> None:
     datasets.write_account(converted, tmp_path / "new" / "account.json")
     assert json.loads((tmp_path / "new" / "account.json").read_text()) == converted.to_json()
