@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from features.clock import HOUR_US
 from features.errors import SpecError
 from models.spec import Spec
 
@@ -39,18 +40,31 @@ def scope_of(spec: Spec) -> dict[str, Any]:
     missing = [k for k in KEYS if k not in scope]
     if missing:
         raise SpecError(f"Spec section [scope] of {spec.name} lacks {', '.join(missing)}.")
-    absent = [v for v in scope["vitals"] if f"{v}__hours_since_last" not in spec.features.names]
+    absent = [v for v in scope["vitals"] if v not in seen_columns(spec)]
     if absent:
         raise SpecError(
-            f"[scope] counts {', '.join(absent)}, but the features have no hours_since_last of them."
+            f"[scope] counts {', '.join(absent)}, but the features have no hours_since_last of them that looks back "
+            f"{scope['recent_h']} h or more."
         )
     return scope
+
+
+def seen_columns(spec: Spec) -> dict[str, int]:
+    """Where the features say how long ago each vital sign of the scope was last seen, if it was in its recent hours."""
+    scope, features = spec.section("scope"), spec.features
+    recent_us = scope["recent_h"] * HOUR_US
+    found = {
+        w.concept: k
+        for k, w in enumerate(features.windows)
+        if w.statistic == "hours_since_last" and w.lookback_us >= recent_us
+    }
+    return {v: found[v] for v in scope["vitals"] if v in found}
 
 
 def recent_vitals(matrix: Matrix, spec: Spec) -> npt.NDArray[np.int64]:
     """How many of the scope's vital signs were seen within its recent hours, shape (n,), read off the features."""
     scope = scope_of(spec)
-    columns = [spec.features.names.index(f"{v}__hours_since_last") for v in scope["vitals"]]
+    columns = list(seen_columns(spec).values())
     return np.asarray((matrix[:, columns] <= scope["recent_h"]).sum(axis=1), dtype=np.int64)
 
 

@@ -22,7 +22,16 @@ from features.events import ENCOUNTER_CONCEPTS, NAT, encounter_facts
 from features.windows import FlatEvents, flatten_arrays
 from models.bundle import Bundle
 from models.decision import AlertPolicy, AlertState
-from models.scope import ADMISSION, OUT_OF_SCOPE, SCORED, admission_known, assess, recent_vitals, scope_of
+from models.scope import (
+    ADMISSION,
+    OUT_OF_SCOPE,
+    SCORED,
+    admission_known,
+    assess,
+    recent_vitals,
+    scope_of,
+    seen_columns,
+)
 from serving.ingest.events import times_ahead
 from serving.reasons import Latest, Reason, latest, reasons
 from serving.store.facts import KNOWN_COLUMNS, event_table
@@ -307,8 +316,7 @@ class Scorer:
 
     def missing(self, row: npt.NDArray[np.float32]) -> tuple[str, ...]:
         """The vital signs of the scope that a row of features has not seen recently."""
-        names = self.bundle.feature_names
-        since = {v: row[names.index(f"{v}__hours_since_last")] for v in self._scope["vitals"]}
+        since = {v: row[column] for v, column in seen_columns(self.bundle.spec).items()}
         return tuple(v for v, hours in since.items() if not hours <= self._scope["recent_h"])
 
     def unknown(self, facts: Facts, now: int) -> tuple[str, ...]:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from models import metrics
 from models.spec import Spec
 from training.cohort import Cohort
 from training.evaluation import EARLY_H, bands, clean_json
 from training.members import CLOCK, PROCESS, Member, kind_of, members
+from training.tracking import Trial
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 VIEWS: Final = {"no clock": (CLOCK,), "no process": (PROCESS,), "neither": (CLOCK, PROCESS)}
+SEARCH: Final = Path(__file__).resolve().parent.parent / "models" / "sepsis" / "search.csv"
+"""What was tried before the released specs were written, each on one fold of the development patients."""
 SAMPLE: Final = 25_000
 """Rows on which the telling of time is learned, and as many on which it is tested."""
 
@@ -100,6 +105,29 @@ def time_told(cohort: Cohort, fold: Ints, spec: Spec, threads: int) -> dict[str,
     late = (cohort.hour[tested] > EARLY_H).astype(np.int64)
     error = float(np.mean((guess - told[tested]) ** 2))
     return {"r2": 1 - error / float(told[tested].var()), "auroc": metrics.auroc(late, guess)}
+
+
+def trials(ablation: Sequence[Mapping[str, Any]], search: Path | None) -> list[Trial]:
+    """The models of :func:`ablation`, and those of a table of earlier trials, as MLflow is to keep them."""
+    found = []
+    for model in dict.fromkeys(row["model"] for row in ablation):
+        rows = [row for row in ablation if row["model"] == model]
+        figures = {
+            f"{m}.{row['hours'].replace('<= ', 'first')}": row[m]
+            for row in rows
+            for m in ("utility", "auroc")
+        }
+        settings = {"leaves_out": ", ".join(rows[0]["leaves_out"]) or "nothing", "judged_on": "all folds"}
+        found.append(Trial(model, settings, {k: v for k, v in figures.items() if v is not None}))
+    if search is not None and search.is_file():
+        table = pd.read_csv(search)
+        settings = (
+            table[[c for c in table if table[c].dtype == object and c != "trial"]].fillna("").astype(str)
+        )
+        figures = table.select_dtypes("number")
+        for k, name in enumerate(table["trial"]):
+            found.append(Trial(str(name), settings.iloc[k].to_dict(), figures.iloc[k].dropna().to_dict()))
+    return found
 
 
 def _sample(rows: Ints, rng: np.random.Generator) -> Ints:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from features.errors import DataError, SpecError
+from features.errors import ConfigError, DataError, SpecError
 from models import metrics, parity
 from models.alerting import Stays
 from models.bundle import Bundle, mean_of_members, write_bundle
@@ -33,17 +33,18 @@ from models.profile import profile
 from models.scope import scope_of
 from models.spec import Spec
 from training import policies
-from training.ablation import ablation, blinded, time_told
+from training.ablation import SEARCH, ablation, blinded, time_told, trials
 from training.cohort import Cohort, read_cohort
 from training.evaluation import EARLY_H, Judged, bands, clean_json, evaluate, page_rows, rival_scores
 from training.members import Member, kind_of, members
-from training.splits import patient_folds
+from training.sites import LABEL, SOURCES, read_site
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 SPEC: Final = Path(__file__).resolve().parent.parent / "models" / "sepsis" / "spec.toml"
+SITE_SPEC: Final = SPEC.with_name("site.toml")
 PROFILE_ROWS: Final = 100_000
 INFLUENCE_ROWS: Final = 1_000
 BINNED: Final = {"max_bin": 127, "feature_pre_filter": False, "verbose": -1}
@@ -87,6 +88,7 @@ def train(
     source: str,
     input: Path | None,
     *,
+    label: str | None = None,
     spec: Path | None = None,
     output: Path | None = None,
     register: bool = True,
@@ -96,11 +98,13 @@ def train(
 
     Parameters
     ----------
-    source : "physionet2019" or "synthetic"
+    source : "physionet2019", "synthetic", or a hospital's format of :data:`training.sites.SOURCES`
     input : Path
-        See :func:`training.cohort.read_cohort`.
+        See :func:`training.cohort.read_cohort` and :func:`training.sites.read_site`.
+    label : str, optional
+        ``sepsis3``, which a hospital's data need; the other two have a label of their own.
     spec : Path, optional
-        Another spec than ``models/sepsis/spec.toml``.
+        Another spec than ``models/sepsis/spec.toml``, or than ``models/sepsis/site.toml`` for a hospital's data.
     output : Path, optional
         An empty or new folder for the bundle; default under ``var/models``.
     register : bool
@@ -108,14 +112,25 @@ def train(
     threads : int
     """
     began = time.monotonic()
-    made = _complete(Spec.load(spec or SPEC))
+    read = _reader(source, label)
+    made = _complete(Spec.load(spec or (SPEC if read is read_cohort else SITE_SPEC)))
     with _progress() as bars:
         with _stage(bars, "reading patients and building features") as task:
-            cohort = read_cohort(source, input, made, threads, lambda rows: bars.advance(task, rows))
+            cohort = read(source, input, made, threads, lambda rows: bars.advance(task, rows))
         bundle, evaluation = _fit_and_write(cohort, made, output, threads, bars)
     seconds, peak = time.monotonic() - began, _peak_gib()
     tracked = _track(bundle, source, seconds, peak) if register else ""
     return TrainResult(bundle.folder, bundle, evaluation, time.monotonic() - began, peak, tracked)
+
+
+def _reader(source: str, label: str | None) -> Callable[..., Cohort]:
+    """Who reads a source, if the label that is asked for goes with it."""
+    own = source not in SOURCES
+    if own and label is not None:
+        raise ConfigError(f"{source} has a label of its own. Leave out --label {label}.")
+    if not own and label != LABEL:
+        raise ConfigError(f"Say what is to be learned from {source}: --label {LABEL}.")
+    return read_cohort if own else read_site
 
 
 def _complete(spec: Spec) -> Spec:
@@ -133,9 +148,7 @@ def _fit_and_write(
     cohort: Cohort, spec: Spec, output: Path | None, threads: int, bars: Progress
 ) -> tuple[Bundle, dict[str, Any]]:
     training = spec.section("training")
-    sites, septic, hours = cohort.per_patient()
-    fold = patient_folds(sites, septic, hours, training["folds"], np.random.default_rng(training["seed"]))
-    fold = fold[cohort.patient]
+    fold = cohort.folds(training["folds"], training["seed"])
     ensemble, views = members(spec), blinded(spec)
     with _stage(bars, "cross-validating", training["folds"]) as task:
         each = each_out_of_fold(cohort, fold, spec, threads, [*ensemble, *views], lambda: bars.advance(task))
@@ -477,7 +490,12 @@ def _track(bundle: Bundle, source: str, seconds: float, peak: float) -> str:
 
     took = {"seconds": seconds, "peak_gib": peak}
     return tracking.log_bundle(
-        bundle.folder, run_name="train", alias="challenger", tags={"source": source}, metrics=took
+        bundle.folder,
+        run_name="train",
+        alias="challenger",
+        tags={"source": source},
+        metrics=took,
+        trials=trials(bundle.evaluation["ablation"], SEARCH if source == "physionet2019" else None),
     )
 
 

@@ -11,8 +11,9 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -26,6 +27,16 @@ URI: Final = "MLFLOW_TRACKING_URI"
 MOST_METRICS: Final = 3000
 AT_ONCE: Final = 500
 """Metrics sent in one go; MLflow takes a thousand."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model that was tried: what it was, and what it reached on development patients."""
+
+    name: str
+    settings: Mapping[str, str]
+    figures: Mapping[str, float]
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -100,6 +111,7 @@ def log_bundle(
     alias: str,
     tags: Mapping[str, str] | None = None,
     metrics: Mapping[str, float] | None = None,
+    trials: Sequence[Trial] = (),
 ) -> str:
     """Log a bundle as a run, register it as a model of its product's name, and give it an alias.
 
@@ -111,6 +123,8 @@ def log_bundle(
         ``champion`` (what should serve) or ``challenger``.
     metrics : mapping, optional
         Figures of the making, such as seconds; those of the evaluation are taken from the bundle.
+    trials : sequence of Trial
+        What else was tried on the way; each becomes a run nested in this one.
 
     Returns
     -------
@@ -128,6 +142,8 @@ def log_bundle(
         mlflow.log_text(bundle.spec.text, "spec.toml")
         for name, figure in figures(bundle.evaluation).items():
             mlflow.log_figure(figure, f"plots/{name}")
+        for trial in trials:
+            _log_trial(mlflow, trial)
         registered = _log_model(mlflow, bundle)
         client = mlflow.MlflowClient()
         client.set_registered_model_alias(bundle.name, alias, registered.registered_model_version)
@@ -135,6 +151,12 @@ def log_bundle(
             bundle.name, registered.registered_model_version, "model_id", bundle.model_id
         )
     return f"models:/{bundle.name}@{alias}"
+
+
+def _log_trial(mlflow: Any, trial: Trial) -> None:
+    with mlflow.start_run(run_name=trial.name, nested=True, tags={"origin": "trial"}):
+        mlflow.log_params(dict(trial.settings))
+        _log_numbers(mlflow, {_name(k): v for k, v in trial.figures.items()})
 
 
 def _log_model(mlflow: Any, bundle: Bundle) -> Any:
@@ -313,3 +335,16 @@ def log_monitor(metrics: Mapping[str, float], artifacts: Any) -> None:
         mlflow.log_metrics({_name(k): float(v) for k, v in metrics.items() if v is not None and v == v})
         for path in artifacts or ():
             mlflow.log_artifact(str(path))
+
+
+@quietly
+def log_backtest(evaluation: Mapping[str, Any], drawn: Mapping[str, Any], *, run_name: str) -> None:
+    """Record a backtest: its schedule, figures and plots; series are counted, never named."""
+    with _run("backtest", run_name, {"origin": "backtest"}) as mlflow:
+        about = {f"schedule.{k}": v for k, v in evaluation["schedule"].items()}
+        about |= {f"data.{k}": v for k, v in evaluation["data"].items() if k != "account"}
+        mlflow.log_params({k: str(v)[:500] for k, v in about.items()})
+        _log_numbers(mlflow, _numbers(evaluation["figures"]))
+        mlflow.log_dict(evaluation["figures"], "figures.json")
+        for name, figure in drawn.items():
+            mlflow.log_figure(figure, f"plots/{name}")
