@@ -14,7 +14,7 @@ def ours_from_parquet(workload: Workload, rows: object, windows: list[object]) -
     """Parquet on disk to the matrix in memory, by the quickest road there is."""
     from features.windows import build, read_flat
 
-    events = read_flat(workload.events, workload.concepts)
+    events = read_flat(workload.events, workload.concepts, workload.cores)
     return build(events, rows, windows, threads=workload.cores)  # type: ignore[arg-type]
 
 
