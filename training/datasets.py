@@ -189,9 +189,8 @@ def _unknown(
     if lost.empty:
         return []
     most = lost.head(TOP)
-    rows = [(c, labels.get(c, ""), n) for c, n in zip(most["code"], most["events"], strict=True)]
-    if not any(label for _, label, _ in rows):
-        rows = [(c, n) for c, _, n in rows]
+    columns = [most["code"], most["code"].map(labels.get).fillna(""), most["events"]]
+    rows = list(zip(*(c for c in columns if c.ne("").any()), strict=True))
     head = f"Codes that no table knows: {len(lost):,}. The most frequent:"
     mapping = f"a mapping file (wardcast data schema {source}) or in " if source in TAKE_MAPPING else ""
     return ["", head, aligned(rows), f"A code that matters is mapped in {mapping}features/concepts/codes/."]

@@ -48,7 +48,9 @@ def test_a_site_names_its_own_columns(tmp_path: Path):
 
 
 def test_a_missing_column_is_named_with_the_columns_there_are(tmp_path: Path):
-    with pytest.raises(DataError, match=r"lack arrival_time .*It has CAME_AT.*arrival_datetime, .* for arrival_time"):
+    with pytest.raises(
+        DataError, match=r"lack arrival_time .*It has CAME_AT.*arrival_datetime, .* for arrival_time"
+    ):
         read(story(tmp_path / "v.csv", STORY.replace("arrival_time", "CAME_AT")))
 
 
