@@ -40,6 +40,8 @@ forecast_app = typer.Typer(help="Forecast beds.", no_args_is_help=True)
 app.add_typer(forecast_app, name="forecast")
 ingest_app = typer.Typer(help="What came in.", no_args_is_help=True)
 app.add_typer(ingest_app, name="ingest")
+backtest_app = typer.Typer(help="Issue past forecasts again, and judge them.", no_args_is_help=True)
+app.add_typer(backtest_app, name="backtest")
 data_app = typer.Typer(help="Bring data of your own: convert, check, label.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 features_app = typer.Typer(help="Build features.", no_args_is_help=True)
@@ -66,6 +68,14 @@ class Engine(StrEnum):
 
     local = "local"
     dask = "dask"
+
+
+class Shape(StrEnum):
+    """What a row of a file of counts is."""
+
+    hourly = "hourly"
+    daily = "daily"
+    visits = "visits"
 
 
 class Start(StrEnum):
@@ -98,6 +108,7 @@ def train(
     product: Product,
     source: SourceOption,
     input: InputOption = None,
+    label: Annotated[Label | None, typer.Option(help="What to learn from a hospital's own data.")] = None,
     spec: Annotated[Path | None, typer.Option(help="Another spec.toml than the product's own.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Where to write the bundle; default under var/.")
@@ -107,13 +118,17 @@ def train(
 ) -> None:
     """Train, calibrate and evaluate a model, and log everything to MLflow.
 
-    sepsis: --source physionet2019 --input DIR, or --source synthetic.
+    sepsis: --source physionet2019 --input DIR, or --source synthetic; a hospital's own data: --source mimic4 (or
+    another format of `wardcast data convert`) --label sepsis3 --input ARCHIVE_OR_EXTRACT.
     admissions: --source visits --input FILE, or --source synthetic.
     """
     from importlib import import_module
 
+    if label is not None and product is not Product.sepsis:
+        raise typer.BadParameter(f"{label.value} is learned by sepsis only.", param_hint="--label")
     trainer = import_module(f"training.{product.value}")
-    result = trainer.train(source, input, spec=spec, output=output, register=register, threads=threads)
+    more = {} if label is None else {"label": label.value}
+    result = trainer.train(source, input, spec=spec, output=output, register=register, threads=threads, **more)
     _tell(result.summary())
 
 
@@ -126,7 +141,7 @@ def score(
     model: ModelOption = None,
 ) -> None:
     """Score every row of a file, using at each hour only that hour and earlier ones."""
-    from training.evaluation import score_file
+    from training.scoring import score_file
 
     _tell(score_file(product.value, source, input, output, model).summary())
 
@@ -140,7 +155,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Also save the table, as JSON.")] = None,
 ) -> None:
     """Print the evaluation table of any model on any file, with patient-bootstrap intervals."""
-    from training.evaluation import evaluate_file
+    from training.scoring import evaluate_file
 
     _tell(evaluate_file(product.value, source, input, model, output).summary())
 
@@ -268,6 +283,40 @@ def forecast_beds(
         settings, at=at, visits=visits, output=output, form=form, hospital=hospital
     )
     _tell(report.summary())
+
+
+@backtest_app.command("beds")
+def backtest_beds(
+    shape: Annotated[Shape, typer.Option(help="What a row is: an hour, a day, or a visit to be counted.")],
+    input: Annotated[Path, typer.Option("--input", help="Counts or visits, Parquet or CSV.")],
+    start: Annotated[str, typer.Option("--from", help="First origin: 2026-01-12 or 2026-01-12T08:00.")],
+    output: Annotated[Path, typer.Option("--output", help="Parquet file for every forecast issued.")],
+    every: Annotated[str | None, typer.Option(help="Between origins. Default: 12h of hours, 1d of days.")] = None,
+    horizon: Annotated[str | None, typer.Option(help="How far ahead. Default: 48h of hours, 7d of days.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last origin. Default: the end of the counts.")] = None,
+    refit: Annotated[str, typer.Option(help="How often models are fitted anew.")] = "28d",
+    covariates: Annotated[
+        list[Path] | None,
+        typer.Option(help="Weather, virus series, calendars: Parquet, CSV or XLSX; may be repeated."),
+    ] = None,
+    mapping: MappingOption = None,
+    timezone: TimezoneOption = "UTC",
+    track: Annotated[bool, typer.Option(help="Record the run in MLflow.")] = True,
+    threads: ThreadsOption = CORES,
+) -> None:
+    """Issue past forecasts again, each from what was known then, and judge them beside humble ones.
+
+    Writes one row a forecast, with 19 quantiles; figures with intervals as JSON and plots lie beside it. Columns that
+    are understood: wardcast data schema counts.
+    """
+    from training.series_backtest import Asked, run
+
+    asked = Asked(start, every, horizon, refit, until, threads)
+    done = run(
+        shape.value, input, output, asked,
+        covariate_files=covariates or (), mapping=mapping, timezone=timezone, track=track,
+    )  # fmt: skip
+    _tell(done.summary())
 
 
 @data_app.command("convert")

@@ -25,7 +25,8 @@ def figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+def new_axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+    """A figure with one pair of axes, named."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), layout="constrained")
@@ -36,14 +37,14 @@ def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
 
 
 def _line(x: list[float], y: list[float], x_label: str, y_label: str, title: str) -> Any:
-    figure, axes = _axes(title, x_label, y_label)
+    figure, axes = new_axes(title, x_label, y_label)
     axes.plot(x, y)
     axes.set(xlim=(0, 1), ylim=(0, None))
     return figure
 
 
 def _calibration(curve: Mapping[str, list[float]]) -> Any:
-    figure, axes = _axes("Calibration, groups of patient-hours", "Predicted probability", "Observed share")
+    figure, axes = new_axes("Calibration, groups of patient-hours", "Predicted probability", "Observed share")
     predicted = np.array(curve["predicted"])
     size = np.array(curve["rows"])
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
@@ -54,7 +55,7 @@ def _calibration(curve: Mapping[str, list[float]]) -> Any:
 
 
 def _utility(curve: Mapping[str, list[float]]) -> Any:
-    figure, axes = _axes("Utility by ICU hour (the last bar is 72 h and later)", "Hour", "Utility")
+    figure, axes = new_axes("Utility by ICU hour (the last bar is 72 h and later)", "Hour", "Utility")
     axes.bar(curve["hour"], curve["attainable"], color="lightgrey", label="attainable")
     axes.bar(curve["hour"], curve["attained"], label="attained")
     axes.legend()

@@ -40,7 +40,7 @@ Shape = Literal["hourly", "daily", "visits"]
 SHAPES: Final[dict[str, str]] = {
     "hourly": "one row an hour: a stamp (start of the hour), perhaps a series, one or more counts",
     "daily": "one row a day: a date, perhaps a series, one or more counts",
-    "visits": "one row a visit: any of arrival, admission and discharge times; counted by hour, or by day if only dated",
+    "visits": "one row a visit: any of arrival, admission, discharge; counted by hour, or by day if only dated",
 }
 KEYS: Final[dict[str, str]] = {
     "series": "columns that together name the series a row belongs to; without any there is one series",
@@ -55,8 +55,28 @@ KEYS: Final[dict[str, str]] = {
     "snapshots": "shape visits, rows that are snapshots: { date, clock, elapsed_s, visit } name their columns",
 }
 TIME_NAMES: Final = ("time", "date", "hour", "datetime", "timestamp", "day", "ds", "stamp")
-SERIES_NAMES: Final = ("series", "unique_id", "hospital", "site", "trust", "code", "region", "unit", "specialty")
-VALUE_NAMES: Final = ("value", "count", "n", "y", "arrivals", "attendances", "admissions", "discharges", "occupied")
+SERIES_NAMES: Final = (
+    "series",
+    "unique_id",
+    "hospital",
+    "site",
+    "trust",
+    "code",
+    "region",
+    "unit",
+    "specialty",
+)
+VALUE_NAMES: Final = (
+    "value",
+    "count",
+    "n",
+    "y",
+    "arrivals",
+    "attendances",
+    "admissions",
+    "discharges",
+    "occupied",
+)
 ZERO_HOURS_EXPECTED: Final = 15.0
 """So many arrivals must have been due in a run of empty hours before the run counts as not reported."""
 ZERO_DAYS_LOOK: Final = 28
@@ -216,9 +236,7 @@ def load(path: Path) -> pd.DataFrame:
     raise DataError(f"{path.name} is no .parquet, .csv or .xlsx file. Save it as one of these.")
 
 
-def _counts_panel(
-    raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: int, timezone: str
-) -> Panel:
+def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: int, timezone: str) -> Panel:
     time = _one(raw, said.get("time"), TIME_NAMES, "time")
     by = _listed(raw, said, "series") if "series" in said else _known(raw, SERIES_NAMES)
     values = _values(raw, said, {time, *by})
@@ -242,10 +260,25 @@ def _counts_panel(
     stacked = np.concatenate(made)
     _needs_counts(stacked, values)
     whole = {c: np.concatenate([tables[c]] * len(values)) for c in beside}
-    columns = {"time": time, "series": ", ".join(by), "values": ", ".join(values), "beside": ", ".join(beside)}
+    columns = {
+        "time": time,
+        "series": ", ".join(by),
+        "values": ", ".join(values),
+        "beside": ", ".join(beside),
+    }
     account = CountAccount(len(raw), int(np.isfinite(stacked).sum()), layout, columns, reasons)
     return _with_reports(
-        Panel(tuple(found), tuple(of), grid, stacked, whole, step_h, zone, str(said.get("holidays", "")), account)
+        Panel(
+            tuple(found),
+            tuple(of),
+            grid,
+            stacked,
+            whole,
+            step_h,
+            zone,
+            str(said.get("holidays", "")),
+            account,
+        )
     )
 
 
@@ -275,7 +308,9 @@ def _named(identity: str, value: str, by: bool, several: bool) -> str:
 def _one(raw: pd.DataFrame, named: Any, usual: Sequence[str], what: str) -> str:
     if named is not None:
         if named not in raw.columns:
-            raise DataError(f"The mapping reads {what} from {named!r}, which the file does not have. {has(raw)}")
+            raise DataError(
+                f"The mapping reads {what} from {named!r}, which the file does not have. {has(raw)}"
+            )
         return str(named)
     found = _known(raw, usual) or [str(c) for c in raw.columns if raw[c].dtype.kind == "M"]
     if not found:
@@ -367,7 +402,12 @@ def _grid(stamps: pd.Series, step_h: int) -> pd.DatetimeIndex:
 
 
 def _table(
-    long: pd.DataFrame, column: str, names: Sequence[str], grid: pd.DatetimeIndex, reasons: dict[str, int], tell: bool
+    long: pd.DataFrame,
+    column: str,
+    names: Sequence[str],
+    grid: pd.DatetimeIndex,
+    reasons: dict[str, int],
+    tell: bool,
 ) -> Floats:
     """One column as series by steps; of repeated stamps the first count that is none too many is kept."""
     number = pd.to_numeric(long[column], errors="coerce")

@@ -1,0 +1,392 @@
+"""Foresee daily counts of many hospitals at once: ridge regression and boosted trees on each series' own scale.
+
+Every value is told as its distance from the series' mean of four weeks, in units of its usual change from week to
+week, so that a district hospital and a teaching hospital teach one model. Beside it stand what a bed manager would
+guess: yesterday, the same weekday of past weeks, the recent level adjusted for the weekday. Nothing stamped after the
+origin is read; the origin is the last day whose count is in hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sklearn.linear_model import Ridge
+
+from features.census import public_holidays
+from features.sources.covariates import Covariates
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+LEAST_DAYS: Final = 42
+LEVEL_DAYS: Final = 28
+FURTHEST: Final = 8.0
+"""Scaled distances are cut here: one absurd report must not steer a model."""
+ROWS: Final = 90_000
+"""As many examples as trees learn from in one fit."""
+RIDGE: Final = 300.0
+TREES: Final = 150
+ENOUGH: Final = 20_000
+"""Examples from which trees are worth as much as the regression."""
+A_YEAR: Final = 400
+MARGIN: Final = 14
+"""Days laid out before the first and after the last, so that neighbours of every day are known."""
+FESTIVE: Final = {
+    (12, 23): 1, (12, 24): 2, (12, 25): 3, (12, 26): 4, (12, 27): 5, (12, 28): 6, (12, 29): 7, (12, 30): 8,
+    (12, 31): 9, (1, 1): 10, (1, 2): 11, (1, 3): 12, (1, 4): 13,
+}  # fmt: skip
+LINEAR: Final = (
+    "last", "back1", "back2", "back3", "back4", "back5", "back6", "week1", "week2", "mean4", "mean6", "level1",
+    "level4", "level15", "mean7", "mean14", "weekday_shape", "others", "others_before", "others_week", "sine", "cosine",
+)  # fmt: skip
+HOLIDAY: Final = (
+    "holiday",
+    "eve",
+    "morrow",
+    "second_morrow",
+    "holidays_of_8_days",
+    "origin_holidays",
+    "holidays_on",
+)
+"""Calendar columns the regression reads as they are."""
+
+
+# ------------------------------------------------------------ what is in hand
+
+
+@dataclass(frozen=True)
+class Days:
+    """Series on a daily grid, with everything of them that only looks backwards.
+
+    Attributes
+    ----------
+    counts : float64, shape (n_series, n_days)
+        NaN where nothing was reported, and over the horizon after the last report.
+    level, scale : float64, shape (n_series, n_days)
+        Mean of four weeks, and usual change from one week to the next, as known on each day.
+    past : mapping of name to float64, shape (n_series, n_days)
+        What each day adds to what is known, as a value on the series' own scale of counts.
+    shape : float64, shape (7, n_series, n_days)
+        How each weekday differs from its week.
+    others : float64, shape (n_days,)
+        How far all series together are above their level.
+    """
+
+    counts: Floats
+    stamps: pd.DatetimeIndex
+    level: Floats
+    scale: Floats
+    past: Mapping[str, Floats]
+    shape: Floats
+    others: Floats
+    beside: Mapping[str, Floats]
+    calendar: Mapping[str, Floats]
+    covariates: Covariates
+    seasons: bool
+
+    @classmethod
+    def of(
+        cls,
+        counts: Floats,
+        stamps: pd.DatetimeIndex,
+        beside: Mapping[str, Floats],
+        holidays: str,
+        covariates: Covariates,
+        seasons: bool,
+    ) -> Days:
+        """Read everything that each day can know of its past."""
+        weekday = stamps.weekday.to_numpy("int64")
+        level = _rolled(counts, LEVEL_DAYS, 5)
+        shape = _weekday_shape(counts, weekday)
+        scale = _scale(counts, level)
+        plain = counts - np.take_along_axis(shape, np.broadcast_to(weekday, counts.shape)[None], 0)[0]
+        filled = _filled(counts, 10)
+        past = {"last": filled} | {f"back{k}": _shifted(filled, k) for k in range(1, 7)}
+        past |= {f"level{days}": _faded(plain, days) for days in (1, 4, 15)}
+        past |= {f"mean{days}": _rolled(counts, days, max(days // 4, 1)) for days in (7, 14)}
+        above = np.clip((plain - level) / scale, -FURTHEST, FURTHEST)
+        n = np.isfinite(above).sum(axis=0)
+        others = np.nansum(above, axis=0) / np.maximum(n, 1) * (n > 5)
+        relative = {c: _relative(v) for c, v in beside.items()}
+        known = _calendar(stamps, holidays)
+        return cls(
+            counts, stamps, level, scale, past, shape, others, relative, known, covariates, seasons
+        )  # fmt: skip
+
+
+def _rolled(table: Floats, days: int, least: int) -> Floats:
+    return np.asarray(pd.DataFrame(table.T).rolling(days, min_periods=least).mean().to_numpy().T)
+
+
+def _faded(table: Floats, half_life: float) -> Floats:
+    return np.asarray(pd.DataFrame(table.T).ewm(halflife=half_life, ignore_na=False).mean().to_numpy().T)
+
+
+def _filled(table: Floats, most: int) -> Floats:
+    return np.asarray(pd.DataFrame(table.T).ffill(limit=most).to_numpy().T)
+
+
+def _shifted(table: Floats, days: int) -> Floats:
+    out = np.full_like(table, np.nan)
+    out[:, days:] = table[:, : table.shape[1] - days]
+    return out
+
+
+def _weekday_shape(counts: Floats, weekday: Ints) -> Floats:
+    """Mean distance of each weekday of the last eight weeks from the week before it ended."""
+    away = counts - _rolled(counts, 7, 4)
+    made = [_rolled(np.where(weekday == k, away, np.nan), 56, 2) for k in range(7)]
+    return np.nan_to_num(np.stack(made))
+
+
+def _scale(counts: Floats, level: Floats) -> Floats:
+    """Usual change from a day to the same day a week later, never below half a Poisson's spread."""
+    change = np.sqrt(_rolled((counts - _shifted(counts, 7)) ** 2, 42, 5))
+    usual = np.where(np.isfinite(change), change, 0.1 * level)
+    return np.fmax(np.nan_to_num(usual), 0.5 * np.sqrt(np.maximum(np.nan_to_num(level), 1.0)))
+
+
+def _relative(table: Floats) -> Floats:
+    """Another column against its own level of four weeks."""
+    level = _rolled(table, LEVEL_DAYS, 5)
+    return np.asarray((_filled(table, 7) - level) / np.maximum(np.abs(level), 1.0))
+
+
+def _calendar(stamps: pd.DatetimeIndex, holidays: str) -> dict[str, Floats]:
+    """What is known of every day ahead, laid out with a margin on both sides."""
+    margin = pd.Timedelta(days=MARGIN)
+    days = pd.date_range(stamps[0] - margin, stamps[-1] + margin, freq="D", unit="us")
+    free = pd.to_datetime(public_holidays(holidays, range(days[0].year, days[-1].year + 1)))
+    is_free = days.isin(free)
+    off = is_free | (days.weekday >= 5)
+    christian = any(d.month == 12 and d.day == 25 for d in free)
+    festive = [FESTIVE.get((d.month, d.day), 0) if christian else 0 for d in days]
+    columns = {
+        "holiday": is_free, "eve": np.roll(is_free, -1), "morrow": np.roll(is_free, 1),
+        "second_morrow": np.roll(is_free, 2), "off": off, "off_before": np.roll(off, 1), "off_after": np.roll(off, -1),
+        "festive": np.array(festive), "holidays_of_8_days": pd.Series(is_free).rolling(8, min_periods=1).sum(),
+    }  # fmt: skip
+    return {name: np.asarray(v, "float64") for name, v in columns.items()}
+
+
+# ------------------------------------------------------------ examples
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Origins and targets of one horizon or several, a row each.
+
+    Attributes
+    ----------
+    columns : mapping of name to float64, shape (n,)
+    series, origin : int64, shape (n,)
+    horizon : int64, shape (n,), days
+    level, scale : float64, shape (n,)
+    outcome : float64, shape (n,), NaN where it is not known
+    """
+
+    columns: Mapping[str, Floats]
+    series: Ints
+    origin: Ints
+    horizon: Ints
+    level: Floats
+    scale: Floats
+    outcome: Floats
+
+    @property
+    def usable(self) -> npt.NDArray[np.bool_]:
+        """A level is known, and a count of the last ten days."""
+        return np.isfinite(self.level) & np.isfinite(self.columns["last"])
+
+    @property
+    def distance(self) -> Floats:
+        """The outcome on the series' own scale."""
+        return np.clip((self.outcome - self.level) / self.scale, -FURTHEST, FURTHEST)
+
+    def rows(self, kept: npt.NDArray[Any]) -> Examples:
+        """Some of the rows."""
+        some = {name: v[kept] for name, v in self.columns.items()}
+        return Examples(
+            some, self.series[kept], self.origin[kept], self.horizon[kept], self.level[kept], self.scale[kept],
+            self.outcome[kept],
+        )  # fmt: skip
+
+    @classmethod
+    def joined(cls, parts: Sequence[Examples]) -> Examples:
+        """Rows of several, one after the other."""
+        columns = {n: np.concatenate([p.columns[n] for p in parts]) for n in parts[0].columns}
+        rest = [
+            np.concatenate([getattr(p, field) for p in parts])
+            for field in ("series", "origin", "horizon", "level", "scale", "outcome")
+        ]
+        return cls(columns, *rest)
+
+
+def examples(days: Days, origins: Ints, horizon: int) -> Examples:
+    """What every series knows at some origins of the day ``horizon`` days on."""
+    n_series = len(days.counts)
+    n = (n_series, len(origins))
+    target = origins + horizon
+    level, scale = days.level[:, origins], days.scale[:, origins]
+    weekday = days.stamps.weekday.to_numpy("int64")[target]
+    shape = days.shape[weekday, :, origins].T
+    value = {name: table[:, origins] for name, table in days.past.items()}
+    weeks = _same_weekdays(days.counts, origins, target)
+    value |= {"week1": weeks[0], "week2": weeks[1], "week3": weeks[2]}
+    value |= {"mean4": _mean(weeks[:4]), "mean6": _mean(weeks[:6])}
+    for name in ("level1", "level4", "level15"):
+        value[name] = value[name] + shape
+    columns = {name: (v - level) / scale for name, v in value.items()}
+    columns["slope"] = columns["mean7"] - columns["mean14"]
+    columns |= {
+        "weekday_shape": shape / scale,
+        "size": np.log1p(np.maximum(level, 0)),
+        "noise": scale / np.maximum(level, 1),
+    }
+    columns |= {name: table[:, origins] for name, table in days.beside.items()}
+    shared = _shared_columns(days, origins, target, horizon)
+    columns |= {name: np.broadcast_to(v, n) for name, v in shared.items()}
+    flat = {name: np.asarray(v, "float64").ravel() for name, v in columns.items()}
+    series = np.repeat(np.arange(n_series), len(origins))
+    return Examples(
+        flat, series, np.tile(origins, n_series), np.full(len(series), horizon), level.ravel(), scale.ravel(),
+        days.counts[:, target].ravel(),
+    )  # fmt: skip
+
+
+def _same_weekdays(counts: Floats, origins: Ints, target: Ints) -> Floats:
+    """The last eight same weekdays that are in hand, newest first, shape (8, n_series, n_origins)."""
+    newest = target - 7 * ((target - origins + 6) // 7)
+    out = []
+    for k in range(8):
+        place = newest - 7 * k
+        out.append(np.where(place >= 0, counts[:, np.maximum(place, 0)], np.nan))
+    return np.stack(out)
+
+
+def _mean(some: Floats) -> Floats:
+    n = np.isfinite(some).sum(axis=0)
+    return np.where(n > 0, np.nansum(some, axis=0) / np.maximum(n, 1), np.nan)
+
+
+def _shared_columns(days: Days, origins: Ints, target: Ints, horizon: int) -> dict[str, Floats]:
+    """Columns that all series have alike."""
+    weekday = days.stamps.weekday.to_numpy("float64")
+    turn = 2 * np.pi * days.stamps.dayofyear.to_numpy("float64")[target] / 365.25
+    off, free = (np.cumsum(days.calendar[name]) for name in ("off", "holiday"))
+    columns = {name: v[target + MARGIN] for name, v in days.calendar.items()}
+    columns |= {
+        "horizon": np.full(len(origins), float(horizon)), "weekday": weekday[target],
+        "origin_weekday": weekday[origins],
+        "others": days.others[origins], "others_before": days.others[np.maximum(origins - 1, 0)],
+        "others_week": days.others[np.maximum(origins - 7, 0)],
+        "origin_off": days.calendar["off"][origins + MARGIN],
+        "origin_festive": days.calendar["festive"][origins + MARGIN],
+        "origin_holidays": days.calendar["holidays_of_8_days"][origins + MARGIN],
+        "days_off_on": off[target + MARGIN] - off[origins + MARGIN],
+        "holidays_on": free[target + MARGIN] - free[origins + MARGIN],
+        "sine": np.sin(turn) * days.seasons, "cosine": np.cos(turn) * days.seasons,
+    }  # fmt: skip
+    morning = days.stamps[origins] + pd.Timedelta(
+        days=1
+    )  # the origin's count is in hand when its day is over
+    numbers = days.covariates.numbers(morning, days.stamps[target])
+    flags = days.covariates.flags(days.stamps[target])
+    columns |= {f"covariate{k}": numbers[:, k] for k in range(numbers.shape[1])}
+    return columns | {f"flag{k}": flags[:, k] for k in range(flags.shape[1])}
+
+
+# ------------------------------------------------------------ learning
+
+
+@dataclass(frozen=True)
+class DailyModel:
+    """Fitted forecasts on the scale of each series."""
+
+    ridges: Mapping[int, Ridge]
+    trees: tuple[Any, ...]
+    weight_of_trees: float
+    weight_of_usual: float
+
+    def centre(self, given: Examples) -> Floats:
+        """The middle of what is to come, in counts, shape (n,)."""
+        linear = _linear(self.ridges, given)
+        z = linear
+        if self.trees:
+            facts = _matrix(given)
+            direct = np.asarray(self.trees[0].predict(facts))
+            on_top = linear + np.asarray(self.trees[1].predict(np.column_stack([facts, linear])))
+            z = (1 - self.weight_of_trees) * linear + self.weight_of_trees * (direct + on_top) / 2
+        usual = np.nan_to_num(given.columns["level15"])
+        z = (1 - self.weight_of_usual) * z + self.weight_of_usual * usual
+        return np.asarray(np.maximum(given.level + given.scale * z, 0.0))
+
+
+def fit(days: Days, upto: int, horizons: Sequence[int], threads: int = 1) -> DailyModel:
+    """Learn from everything stamped before position ``upto``."""
+    parts = []
+    for h in horizons:
+        origins = np.arange(LEVEL_DAYS, upto - h)
+        part = examples(days, origins, h)
+        parts.append(part.rows(part.usable & np.isfinite(part.outcome)))
+    given = Examples.joined(parts)
+    ridges = {h: _ridge(part) for h, part in zip(horizons, parts, strict=True)}
+    n = len(given.series)
+    trust = n / (n + ENOUGH)
+    trees = _grow(given, _linear(ridges, given), threads) if n >= 1000 else ()
+    return DailyModel(ridges, trees, 0.75 * trust if trees else 0.0, 0.3 * (1 - trust) ** 2)
+
+
+def _ridge(given: Examples) -> Ridge:
+    penalty = RIDGE * min(1.0, max(len(given.series), 1) / 3000 + 0.1)
+    return Ridge(alpha=penalty).fit(_linear_columns(given), given.distance)
+
+
+def _linear(ridges: Mapping[int, Ridge], given: Examples) -> Floats:
+    out = np.zeros(len(given.series))
+    for h, ridge in ridges.items():
+        some = given.horizon == h
+        if some.any():
+            out[some] = ridge.predict(_linear_columns(given.rows(some)))
+    return np.clip(out, -FURTHEST, FURTHEST)
+
+
+def _linear_columns(given: Examples) -> Floats:
+    """Scaled guesses, the weekday, and holidays; what is not known is taken to be as the level."""
+    c = given.columns
+    scaled = np.stack([c[name] for name in LINEAR], axis=1)
+    blocks = [np.clip(np.nan_to_num(scaled), -FURTHEST, FURTHEST), np.eye(7)[c["weekday"].astype("int64")]]
+    blocks += [np.eye(len(FESTIVE) + 1)[c["festive"].astype("int64")][:, 1:]]
+    flags = [c[name] for name in (*HOLIDAY, *(n for n in c if n.startswith("flag")))]
+    return np.concatenate([*blocks, np.stack(flags, axis=1)], axis=1)
+
+
+def _matrix(given: Examples) -> npt.NDArray[np.float32]:
+    return np.stack([given.columns[name] for name in given.columns], axis=1).astype("float32")
+
+
+def _grow(given: Examples, linear: Floats, threads: int) -> tuple[Any, ...]:
+    """Trees on the outcome itself, and trees on what the regression leaves."""
+    import lightgbm
+
+    n = len(given.series)
+    every = -(-n // ROWS)
+    kept = np.arange(n) % every == 0
+    few = given.rows(kept)
+    facts, weight = _matrix(few), few.scale / few.scale.mean()
+    settings = {
+        "objective": "huber", "alpha": 1.5, "learning_rate": 0.06, "num_leaves": 31, "max_bin": 63,
+        "min_data_in_leaf": int(np.clip(len(weight) // 300, 20, 200)), "feature_fraction": 0.5,
+        "bagging_fraction": 0.6, "bagging_freq": 1, "lambda_l2": 1.0, "seed": 1, "num_threads": threads,
+        "deterministic": True, "force_row_wise": True, "verbose": -1,
+    }  # fmt: skip
+    direct = lightgbm.train(settings, lightgbm.Dataset(facts, few.distance, weight=weight), TREES)
+    rest = lightgbm.Dataset(
+        np.column_stack([facts, linear[kept]]), few.distance - linear[kept], weight=weight
+    )
+    return direct, lightgbm.train(settings, rest, TREES)

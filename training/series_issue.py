@@ -1,0 +1,353 @@
+"""Issue forecasts of counted series as they would have been issued, origin after origin.
+
+Models are fitted anew on a schedule, from what was stamped before the first origin of each stretch. Corrections are
+learnt every week from the forecasts issued before it whose outcome had come by then: a stretch before the first origin
+asked for is issued too, only to learn from.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from features.errors import DataError
+from features.sources.counts import Panel
+from features.sources.covariates import Covariates
+from models.forecast import Recalibration
+from models.series import (
+    COVER,
+    FINE,
+    QUANTILES,
+    WINDOWS_H,
+    SharedEffect,
+    Spread,
+    corrected,
+    count_cdf,
+    count_quantiles,
+)
+from training import daily, hourly
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Say = Callable[[int], None]
+
+WARM_DAYS: Final = 182
+"""Days before the first origin asked for whose forecasts are issued to learn corrections from."""
+WARM_REFIT_DAYS: Final = 91
+MEMORY_DAYS: Final = 400
+DAILY_MEMORY: Final = 180
+STATED: Final = (*QUANTILES, COVER)
+THINNED: Final = 3
+"""Of past forecasts of overlapping windows every third lead is looked at: neighbours say nearly the same."""
+OWN_WORTH: Final = 15.0
+"""Past errors of a series from which its own spread counts as much as that of all."""
+MOST_KNOTS: Final = 2000
+SEED: Final = 11
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When forecasts are issued and models fitted, in steps of the grid (hours or days).
+
+    Attributes
+    ----------
+    origins : int64
+        Positions of every origin, those issued only to learn from first. Of hours the first one not known, of days
+        the last one known.
+    asked : int
+        How many of them at the front were not asked for.
+    every, horizon, refit, week : int
+        Steps between origins, ahead, between fits, and between corrections.
+    """
+
+    origins: Ints
+    asked: int
+    every: int
+    horizon: int
+    refit: int
+    week: int
+
+    @classmethod
+    def of(
+        cls,
+        panel: Panel,
+        start: pd.Timestamp,
+        until: pd.Timestamp | None,
+        every: int,
+        horizon: int,
+        refit: int,
+    ) -> Schedule:
+        """Lay origins out from ``start`` on.
+
+        Raises
+        ------
+        DataError
+            There is too little history before ``start``, or no step after it.
+        """
+        day = 24 // panel.step_h
+        least = (hourly.LEAST_DAYS if panel.step_h == 1 else daily.LEAST_DAYS) * day
+        stop = len(panel.stamps) + (1 if panel.step_h == 1 else 0)
+        if until is not None:
+            stop = min(stop, int(np.searchsorted(panel.stamps, until, side="right")))
+        first = int(np.searchsorted(panel.stamps, start))
+        if first < least + 14 * day:
+            raise DataError(
+                f"{start:%Y-%m-%d} leaves {first // day:,} days of history, and {least // day + 14} are needed: "
+                f"{least // day} to learn from, 14 to check. Choose a later --from, or give more history."
+            )
+        if first >= stop:
+            raise DataError(f"The counts end on {panel.stamps[-1]:%Y-%m-%d}, before --from {start:%Y-%m-%d}.")
+        warm = first - (min(WARM_DAYS * day, first - least) // every) * every
+        origins = np.arange(warm, stop, every)
+        return cls(origins, int((origins < first).sum()), every, horizon, refit, 7 * day)
+
+    def stretches(self) -> Iterator[Ints]:
+        """Consecutive origins that one fit serves."""
+        warm = WARM_REFIT_DAYS * self.week // 7
+        for some, length in ((self.origins[: self.asked], warm), (self.origins[self.asked :], self.refit)):
+            if len(some):
+                group = (some - some[0]) // length
+                yield from (some[group == g] for g in np.unique(group))
+
+    def weeks(self) -> Iterator[Ints]:
+        """Places, among all origins, of those asked for that one set of corrections serves."""
+        places = np.arange(self.asked, len(self.origins))
+        group = (self.origins[places] - self.origins[self.asked]) // self.week
+        yield from (places[group == g] for g in np.unique(group))
+
+
+def extended(panel: Panel, steps: int) -> tuple[pd.DatetimeIndex, Floats, dict[str, Floats]]:
+    """The grid with empty steps after its end, so that what lies ahead has a place."""
+    stamps = pd.date_range(panel.stamps[0], periods=len(panel.stamps) + steps, freq=panel.step, unit="us")
+
+    def wider(table: Floats) -> Floats:
+        return np.concatenate([table, np.full((len(table), steps), np.nan)], axis=1)
+
+    return stamps, wider(panel.values), {c: wider(v) for c, v in panel.beside.items()}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Forecasts of one series and window, or of one horizon, with what came.
+
+    All of shape (n,), quantiles (n, n_levels); ``origin`` and ``target`` are positions on the grid, ``series`` of the
+    panel.
+    """
+
+    series: Ints
+    origin: Ints
+    target: Ints
+    window_h: int
+    mean: Floats
+    quantiles: Floats
+    fine: Floats
+    pit: Floats
+    outcome: Floats
+
+
+# ------------------------------------------------------------ hours
+
+
+def issue_hours(
+    panel: Panel, covariates: Covariates, schedule: Schedule, threads: int, said: Say
+) -> Iterator[Batch]:
+    """Every hour and every sum of hours of the horizon, series by series."""
+    stamps, counts, _ = extended(panel, schedule.horizon + 1)
+    for k in range(len(counts)):
+        means = _hourly_means(counts[k], stamps, panel.holidays, covariates, schedule, threads)
+        said(1)
+        for window in (w for w in WINDOWS_H if w <= schedule.horizon):
+            yield _window(panel.names[k], k, counts[k], means, schedule, window)
+
+
+def _hourly_means(
+    counts: Floats,
+    stamps: pd.DatetimeIndex,
+    holidays: str,
+    covariates: Covariates,
+    schedule: Schedule,
+    threads: int,
+) -> Floats:
+    """Foreseen means from every origin, shape (n_origins, horizon); NaN where there was nothing to learn from yet."""
+    parts = []
+    begun = int(np.flatnonzero(np.isfinite(counts))[0])
+    laid: dict[bool, hourly.Hours] = {}
+    for stretch in schedule.stretches():
+        known = np.isfinite(counts[begun : stretch[0]]).sum()
+        if known < hourly.LEAST_DAYS * 24 or not np.nansum(counts[: stretch[0]]):
+            parts.append(np.full((len(stretch), schedule.horizon), np.nan))
+            continue
+        seasons = stretch[0] - begun >= hourly.A_YEAR * 24
+        if seasons not in laid:
+            laid[seasons] = hourly.Hours.of(counts, stamps, holidays, covariates, seasons)
+        model = hourly.fit(
+            laid[seasons], int(stretch[0]), schedule.every, int(stretch[0]), schedule.horizon, threads
+        )
+        parts.append(model.means(stretch, schedule.horizon))
+    return np.concatenate(parts)
+
+
+def _rolled(table: Floats, window: int) -> Floats:
+    """Sums of consecutive columns."""
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(table, window, axis=1).sum(axis=-1))
+
+
+def _window(name: str, series: int, counts: Floats, means: Floats, schedule: Schedule, window: int) -> Batch:
+    """Sums over one window, as distributions corrected week by week."""
+    origins = schedule.origins
+    outcome = counts[origins[:, None] + np.arange(schedule.horizon)]
+    came, due = _rolled(outcome, window), _rolled(means, window)
+    draws = np.random.default_rng([SEED, zlib.crc32(name.encode()), window]).random(came.shape)
+    quantiles = np.full((*due.shape, len(STATED)), np.nan)
+    fine = np.full((*due.shape, len(FINE)), np.nan, dtype=np.float32)
+    pit = np.full(due.shape, np.nan)
+    for week in schedule.weeks():
+        past = _matured(origins, int(origins[week[0]]), schedule)
+        dispersion, correction = _learnt(
+            outcome[past], means[past], came[past], due[past], draws[past], window, schedule
+        )
+        mean = due[week].ravel()
+        there = np.isfinite(mean)
+        if not there.any():
+            continue
+        levels = corrected([*STATED, *FINE], correction)
+        read = np.full((len(mean), len(levels)), np.nan)
+        read[there] = count_quantiles(mean[there], dispersion, levels, whole=window == 1)
+        quantiles[week] = read[:, : len(STATED)].reshape(*due[week].shape, -1)
+        fine[week] = read[:, len(STATED) :].reshape(*due[week].shape, -1)
+        pit[week] = _moved(_pits(came[week], due[week], dispersion, draws[week]), correction)
+    asked = slice(schedule.asked, None)
+    target = origins[asked, None] + np.arange(window - 1, schedule.horizon)
+    n = target.size
+    return Batch(
+        np.full(n, series), np.repeat(origins[asked], target.shape[1]), target.ravel(), window,
+        due[asked].ravel(), quantiles[asked].reshape(n, -1), fine[asked].reshape(n, -1), pit[asked].ravel(),
+        came[asked].ravel(),
+    )  # fmt: skip
+
+
+def _matured(origins: Ints, now: int, schedule: Schedule) -> npt.NDArray[np.bool_]:
+    """Origins whose whole horizon had come true by ``now``, of the last year or so."""
+    return (origins + schedule.horizon <= now) & (origins >= now - MEMORY_DAYS * schedule.week // 7)
+
+
+def _learnt(
+    outcome: Floats, means: Floats, came: Floats, due: Floats, draws: Floats, window: int, schedule: Schedule
+) -> tuple[float, Recalibration]:
+    """How much a window varies beyond Poisson, and how its levels are to be read, from forecasts come true."""
+    known = np.isfinite(means).all(axis=1)
+    if not known.any():
+        return SharedEffect().fit(np.zeros((0, 48)), np.zeros((0, 48))).day, Recalibration()
+    effect = SharedEffect.fit((outcome - means)[known], means[known])
+    windows = np.lib.stride_tricks.sliding_window_view(means[known], window, axis=1)[:, ::THINNED]
+    dispersion = float(effect.dispersion(windows.reshape(-1, window)).mean())
+    some = (slice(None), slice(None, None, THINNED))
+    pit = _pits(came[some], due[some], dispersion, draws[some])
+    days = int(known.sum() * schedule.every / 24)
+    return dispersion, Recalibration.fit(pit[np.isfinite(pit)], days)
+
+
+def _pits(came: Floats, due: Floats, dispersion: float, draws: Floats) -> Floats:
+    """Randomised PIT; NaN without outcome or forecast."""
+    y, m = np.nan_to_num(came, nan=0.0), np.nan_to_num(due, nan=1.0)
+    below, at = count_cdf(y - 1, m, dispersion), count_cdf(y, m, dispersion)
+    return np.where(np.isfinite(came) & np.isfinite(due), below + draws * (at - below), np.nan)
+
+
+def _moved(pit: Floats, correction: Recalibration) -> Floats:
+    """PIT of the corrected forecast."""
+    return np.asarray(np.interp(pit, correction.adjusted, correction.nominal))
+
+
+# ------------------------------------------------------------ days
+
+
+def issue_days(
+    panel: Panel, covariates: Covariates, schedule: Schedule, threads: int, said: Say
+) -> Iterator[Batch]:
+    """Every day of the horizon, all series together, horizon by horizon."""
+    stamps, counts, beside = extended(panel, schedule.horizon + 1)
+    horizons = range(1, schedule.horizon + 1)
+    centre = np.full((schedule.horizon, len(counts), len(schedule.origins)), np.nan)
+    scale = np.full_like(centre, np.nan)
+    done, laid = 0, {}
+    for stretch in schedule.stretches():
+        seasons = int(stretch[0]) >= daily.A_YEAR
+        if seasons not in laid:
+            laid[seasons] = daily.Days.of(counts, stamps, beside, panel.holidays, covariates, seasons)
+        model = daily.fit(laid[seasons], int(stretch[0]) + 1, horizons, threads)
+        for h in horizons:
+            given = daily.examples(laid[seasons], stretch, h)
+            shape = (len(counts), len(stretch))
+            there = np.where(given.usable, 1.0, np.nan)
+            centre[h - 1, :, done : done + len(stretch)] = (model.centre(given) * there).reshape(shape)
+            scale[h - 1, :, done : done + len(stretch)] = (given.scale * there).reshape(shape)
+        done += len(stretch)
+        said(1)
+    for h in horizons:
+        yield _horizon(panel, counts, centre[h - 1], scale[h - 1], schedule, h)
+
+
+def _horizon(
+    panel: Panel, counts: Floats, centre: Floats, scale: Floats, schedule: Schedule, h: int
+) -> Batch:
+    """One horizon of all series, with the spread that forecasts come true had."""
+    origins = schedule.origins
+    came = counts[:, origins + h]
+    draws = np.random.default_rng([SEED, h]).random((len(origins), len(counts))).T
+    quantiles = np.full((*centre.shape, len(STATED)), np.nan)
+    fine = np.full((*centre.shape, len(FINE)), np.nan, dtype=np.float32)
+    pit, mean = np.full(centre.shape, np.nan), centre.copy()
+    error = (came - centre) / scale
+    kinds = np.array(panel.quantities)
+    for week in schedule.weeks():
+        now = int(origins[week[0]])
+        past = (origins + h <= now) & (origins >= now - DAILY_MEMORY)
+        for kind in np.unique(kinds):
+            rows = np.flatnonzero(kinds == kind)
+            block = np.ix_(rows, week)
+            spread, own = _spread(error[np.ix_(rows, np.flatnonzero(past))])
+            width = scale[block] * own[:, None]
+            read = centre[block][..., None] + width[..., None] * spread.quantiles([*STATED, *FINE])
+            read = np.maximum(read, 0.0)
+            quantiles[block], fine[block] = read[..., : len(STATED)], read[..., len(STATED) :]
+            mean[block] = fine[block].mean(axis=-1)
+            low, high = (spread.cdf((came[block] + d - centre[block]) / width) for d in (-0.5, 0.5))
+            low = np.where(came[block] <= 0, 0.0, low)
+            pit[block] = low + draws[block] * (high - low)
+    asked = slice(schedule.asked, None)
+    n_series, n = len(counts), len(origins[asked])
+    series = np.repeat(np.arange(n_series), n)
+    origin = np.tile(origins[asked], n_series)
+    flat = [a[:, asked].reshape(n_series * n, *a.shape[2:]) for a in (mean, quantiles, fine, pit, came)]
+    return Batch(series, origin, origin + h, 24, *flat)
+
+
+def _spread(error: Floats) -> tuple[Spread, Floats]:
+    """The spread of all series together, and how much wider or narrower each one's own is."""
+    n = np.isfinite(error).sum(axis=1)
+    if not n.sum():
+        return Spread(np.zeros(0), 0.0), np.ones(len(error))
+    size = np.nansum(np.abs(error), axis=1)
+    usual = float(size.sum() / n.sum()) or 1.0
+    own = np.maximum((size / usual + OWN_WORTH) / (n + OWN_WORTH), 0.2)
+    scaled = error / own[:, None]
+    knots = np.sort(scaled[np.isfinite(scaled)])
+    if len(knots) > MOST_KNOTS:
+        knots = np.quantile(knots, (np.arange(MOST_KNOTS) + 0.5) / MOST_KNOTS)
+    days = int(np.isfinite(error).any(axis=0).sum())
+    return Spread(knots, days * float(np.sqrt(min(int((n > 0).sum()), 25))) / 2), own
+
+
+def issue(
+    panel: Panel, covariates: Covariates, schedule: Schedule, threads: int, said: Say
+) -> Iterator[Batch]:
+    """Issue every forecast of a panel; batches come series by series, or horizon by horizon."""
+    how: Any = issue_hours if panel.step_h == 1 else issue_days
+    yield from how(panel, covariates, schedule, threads, said)
