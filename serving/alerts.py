@@ -1,4 +1,4 @@
-"""When a score becomes a page: the bundle's policy, its memory kept per encounter in the store.
+"""When a score becomes a page: the policy, its memory kept per encounter in the store, and who is told.
 
 The rule itself is :class:`models.decision.AlertPolicy`, which batch scoring walks too.
 """
@@ -13,19 +13,19 @@ from typing import Any
 from sqlalchemy import Connection
 
 from models.bundle import Bundle
-from models.decision import AlertPolicy, AlertState
+from models.decision import AlertState
 from models.scope import SCORED
+from serving.alerting import ENDED, RAISED, Alerting
 from serving.scoring import Score, Scorer
 from serving.store import facts, log
 
 
-def policy_of(bundle: Bundle) -> AlertPolicy:
-    """The paging policy a bundle was evaluated with."""
-    return AlertPolicy.from_dict(bundle.alert_policy)
-
-
 def decide(
-    connection: Connection, scores: Sequence[Score], prediction_ids: Mapping[str, str], policy: AlertPolicy
+    connection: Connection,
+    scores: Sequence[Score],
+    prediction_ids: Mapping[str, str],
+    bundle: Bundle,
+    alerting: Alerting,
 ) -> set[str]:
     """Take each score through the policy; raise, keep or end alerts, and remember.
 
@@ -38,10 +38,12 @@ def decide(
     set of str
         The encounters that page now. A score that is older than what the policy has seen changes nothing.
     """
+    policy = alerting.policy(bundle)
     memory = log.alert_memory(connection, [s.encounter_id for s in scores])
     kept: dict[str, tuple[dict[str, Any], int]] = {}
     raised: list[dict[str, Any]] = []
     over: list[str] = []
+    why: dict[str, dict[str, Any]] = {}
     for score in scores:
         stored, seen = memory.get(score.encounter_id, ({}, -1))
         if score.status != SCORED or score.prediction_time < seen:
@@ -51,16 +53,20 @@ def decide(
         kept[score.encounter_id] = (asdict(state), score.prediction_time)
         if decision.page:
             raised.append(_alert(score, prediction_ids[score.encounter_id], before))
+            why[raised[-1]["alert_id"]] = {"unit": score.unit, "reasons": [r.text for r in score.reasons[:5]]}
         elif before.active and not decision.active:
             over.append(score.encounter_id)
     log.add_alerts(connection, raised)
-    if over:
-        log.end_alerts(connection, over, scores[0].prediction_time)
+    when = scores[0].prediction_time if scores else 0
+    alerting.tell(connection, RAISED, raised, when, why)
+    _end(connection, over, when, alerting)
     log.keep_alert_memory(connection, kept)
     return {row["encounter_id"] for row in raised}
 
 
-def settle(connection: Connection, scorer: Scorer | None, ids: Iterable[str], now: int) -> None:
+def settle(
+    connection: Connection, scorer: Scorer | None, ids: Iterable[str], now: int, alerting: Alerting
+) -> None:
     """End the alerts of those who have left, or whom the model was not made for any more, and forget their past.
 
     Looks at ``ids`` and at everyone with an open alert, since a discharge may have been announced for a moment that
@@ -73,8 +79,16 @@ def settle(connection: Connection, scorer: Scorer | None, ids: Iterable[str], no
         for about, yes in zip(known, inside, strict=True)
         if not yes or facts.has_ended(about, now)
     ]
-    log.end_alerts(connection, over, now)
+    _end(connection, over, now, alerting)
     log.forget_alert_memory(connection, over)
+
+
+def _end(connection: Connection, ids: Sequence[str], when: int, alerting: Alerting) -> None:
+    """End the open alerts of some encounters, and have those told who want to know."""
+    if not ids:
+        return
+    ended = log.end_alerts(connection, ids, when)
+    alerting.tell(connection, ENDED, ended, when)
 
 
 def _alert(score: Score, prediction_id: str, before: AlertState) -> dict[str, Any]:

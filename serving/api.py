@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from features.errors import DataError
 from models.scope import OUT_OF_SCOPE, SCORED
+from serving.alerting import ACKNOWLEDGED
 from serving.alerts import settle
 from serving.answers import Refusal, parse, require_json, too_many_events
 from serving.clock import iso, to_us
@@ -137,7 +138,7 @@ def events(request: Request, body: Body) -> JSONResponse:
         about = {e.encounter_id for e in news.encounters} | {e.encounter_id for e in news.events}
         state.audit(request, "receive", sorted(about), connection)
         scorer = state.scorer if "sepsis" in state.bundles else None
-        settle(connection, scorer, receipt.affected, now)
+        settle(connection, scorer, receipt.affected, now, state.alerting)
         # What was stored before and never scored, since the process died in between: a retry finds duplicates.
         due = sorted({*receipt.affected, *behind(connection, about)})
     state.metrics.count_verdicts(receipt.events)
@@ -292,6 +293,7 @@ def acknowledge_alert(request: Request, asked: AcknowledgeRequest, now: int) -> 
             )
         except DataError as error:
             raise Refusal(404, "unknown_alert", str(error), "GET /v1/alerts lists them.") from None
+        state.alerting.tell(connection, ACKNOWLEDGED, [row], now)
         state.audit(request, f"acknowledge {asked.outcome}", [row["encounter_id"]], connection)
     return row
 

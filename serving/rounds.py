@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from models.scope import OUT_OF_SCOPE
-from serving.alerts import decide, policy_of, settle
+from serving.alerts import decide, settle
 from serving.scoring import Explain, Score, Scorer, record
 from serving.state import Wardcast
 from serving.store import facts, log
@@ -141,7 +141,7 @@ def catch_up(state: Wardcast) -> list[Logged]:
 
 def _catch_up(state: Wardcast, now: int) -> list[Logged]:
     with state.store.write() as connection:
-        settle(connection, state.scorer, (), now)
+        settle(connection, state.scorer, (), now, state.alerting)
         late = behind(connection, facts.open_encounters(connection, now)["encounter_id"])
     logged = [one for some in facts.chunks(late) for one in score_stored(state, some, now)]
     if logged:
@@ -189,7 +189,7 @@ def _log(
 ) -> list[Logged]:
     model_id = state.scorer.bundle.model_id
     ids = {s.encounter_id: secrets.token_hex(16) for s in scores}
-    paged = decide(connection, scores, ids, policy_of(state.scorer.bundle))
+    paged = decide(connection, scores, ids, state.scorer.bundle, state.alerting)
     rows = [
         record(
             score,

@@ -21,7 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from features.errors import ConfigError
 from models.bundle import Bundle
-from serving import schedule
+from serving import schedule, webhooks
+from serving.alerting import Alerting
 from serving.app import create_app
 from serving.feeds.station import LISTENER, Keeper, check_port
 from serving.interop import push
@@ -126,7 +127,7 @@ def preflight(settings: Settings) -> None:
         The bundle is missing or was changed, the store does not open, the credentials cannot be read, or the port is
         taken.
     """
-    Bundle.load_served(settings.sepsis_model)
+    Alerting.of(settings).policy(Bundle.load_served(settings.sepsis_model))
     Store.open(settings.store_url, settings.store_key or None).close()
     Credentials.of(settings)
     check_port(settings.host, settings.port, "WARDCAST_PORT")
@@ -169,10 +170,11 @@ def serve(settings: Settings) -> None:
 
 
 def companions(settings: Settings) -> list[tuple[str, ...]]:
-    """What runs beside the process that answers: the HL7 v2 listener, FHIR push, and what is done by the clock."""
+    """What runs beside the process that answers: HL7 v2, FHIR push, webhooks, and what is done by the clock."""
     wanted = (
         (LISTENER, settings.mllp_port is not None),
         (push.PROCESS, settings.push_file is not None),
+        (webhooks.PROCESS, bool(Alerting.of(settings).receivers)),
         (schedule.PROCESS, bool(schedule.jobs_of(settings))),
     )
     return [command for command, on in wanted if on]

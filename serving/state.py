@@ -17,6 +17,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from features.errors import SpecError
 from models.bundle import Bundle
+from serving.alerting import Alerting
 from serving.answers import Refusal, not_signed_in
 from serving.clock import from_us, to_us
 from serving.context import request_id
@@ -51,6 +52,7 @@ class Wardcast:
         # What can be refused is read before the store is opened, so that a refusal leaves no store open.
         self.credentials = Credentials.of(settings)
         self.cds = CdsClients.of(settings)
+        self.alerting = Alerting.of(settings)
         self.store = Store.open(settings.store_url, settings.store_key or None, settings.site)
         self.metrics = Metrics()
         self.templates: Environment = environment(settings.timezone)

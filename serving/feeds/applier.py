@@ -105,7 +105,7 @@ class Applier:
             about = sorted(set().union(*(outcome.encounters for outcome in taken.outcomes)))
             audit.record(connection, audit.Act(ACTOR, "integrator", "receive hl7", "done", about), wall_us())
             scorer = self._state.scorer if "sepsis" in self._state.bundles else None
-            settle(connection, scorer, taken.affected, now)
+            settle(connection, scorer, taken.affected, now, self._state.alerting)
         for outcome in taken.outcomes:
             self._state.metrics.count_verdicts(outcome.verdicts)
         for who in taken.affected:

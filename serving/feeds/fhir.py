@@ -169,7 +169,7 @@ def _receive(request: Request, document: Json) -> JSONResponse:
         about = sorted(set().union(*(one.encounters for one in taken.outcomes)))
         state.audit(request, "receive fhir", about, connection)
         scorer = state.scorer if "sepsis" in state.bundles else None
-        settle(connection, scorer, taken.affected, now)
+        settle(connection, scorer, taken.affected, now, state.alerting)
         due = sorted({*taken.affected, *behind(connection, about)})
     for outcome in taken.outcomes:
         state.metrics.count_verdicts(outcome.verdicts)

@@ -18,7 +18,7 @@ from serving.schemas import NO_NUL, AcknowledgeRequest
 from serving.scoring import Scorer
 from serving.security.identity import LONGEST_US, end_session, start_session
 from serving.state import Wardcast, of, wall_us
-from serving.store import audit
+from serving.store import audit, log
 
 router = APIRouter(include_in_schema=False)
 
@@ -94,6 +94,19 @@ def patient(
     if view is None:
         raise Refusal(404, "unknown_encounter", "No such patient here.", "Go back to the worklist.")
     return HTMLResponse(state.render("patient.html", now=now, here="/worklist", **view))
+
+
+@router.get("/alert")
+def alert(request: Request, id: Annotated[str, Query(pattern=r"^[0-9a-f]{32}$")]) -> Response:
+    """From an alert, whose identity says nothing of the patient, to the patient's page."""
+    state = of(request)
+    with state.store.read() as connection:
+        row = log.alert(connection, id)
+    who = [] if row is None else [row["encounter_id"]]
+    state.audit(request, "follow alert", who, outcome="done" if row else "not_found")
+    if row is None:
+        raise Refusal(404, "unknown_alert", "No such alert here.", "Go to the worklist.")
+    return _back_to(row["encounter_id"])
 
 
 @router.post("/patient/acknowledge")

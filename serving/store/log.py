@@ -220,14 +220,21 @@ def add_alerts(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> Non
         connection.execute(insert(alerts), [dict(row)])
 
 
-def end_alerts(connection: Connection, ids: Sequence[str], when: int) -> None:
-    """End the open alerts of some encounters."""
+def end_alerts(connection: Connection, ids: Sequence[str], when: int) -> list[dict[str, Any]]:
+    """End the open alerts of some encounters; returns them as they are now."""
+    ended: list[dict[str, Any]] = []
     for some in chunks(ids):
-        connection.execute(
-            update(alerts)
-            .where(alerts.c.encounter_id.in_(some), alerts.c.ended_time.is_(None))
-            .values(ended_time=when)
-        )
+        still_open = (alerts.c.encounter_id.in_(some), alerts.c.ended_time.is_(None))
+        rows = connection.execute(select(alerts).where(*still_open).order_by(alerts.c.raised_time)).mappings()
+        ended += [dict(row) | {"ended_time": when} for row in rows]
+        connection.execute(update(alerts).where(*still_open).values(ended_time=when))
+    return ended
+
+
+def alert(connection: Connection, alert_id: str) -> dict[str, Any] | None:
+    """One alert, whole; None where there is none of this identity."""
+    row = connection.execute(select(alerts).where(alerts.c.alert_id == alert_id)).mappings().first()
+    return None if row is None else dict(row)
 
 
 def read_alerts(
@@ -251,7 +258,7 @@ def acknowledge(
     DataError
         There is no such alert.
     """
-    row = connection.execute(select(alerts).where(alerts.c.alert_id == alert_id)).mappings().first()
+    row = alert(connection, alert_id)
     if row is None:
         raise DataError("No alert has this identity. GET /v1/alerts lists them.")
     connection.execute(

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from features.clock import micros
-from models.decision import pages
-from serving.alerts import policy_of
+from models.decision import AlertPolicy, pages
 
 pytestmark = pytest.mark.both_stores
 
@@ -37,7 +36,7 @@ def test_the_service_pages_exactly_as_the_batch_rule_does(service: Any, patient:
     log = service.state.store.predictions()
     batch = pages(
         np.zeros(len(log), dtype=np.int64), micros(log["prediction_time"]), log["probability"].to_numpy(),
-        policy_of(service.state.bundles["sepsis"]),
+        AlertPolicy.from_dict(service.state.bundles["sepsis"].alert_policy),
     )  # fmt: skip
     assert log["page"].tolist() == batch.tolist() == [t["page"] for t in told]
     assert 2 <= batch.sum() < log["alert"].sum()
