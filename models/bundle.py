@@ -103,7 +103,7 @@ class Bundle:
         if not bundle.spec.served:
             raise SpecError(
                 f"Bundle {bundle.model_id} is for comparison only: its spec says model.served = false. Serve another, "
-                f"such as models/{bundle.name}/released."
+                "such as models/sepsis/released."
             )
         return bundle
 

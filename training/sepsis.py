@@ -117,7 +117,7 @@ def train(
     with _progress() as bars:
         with _stage(bars, "reading patients and building features") as task:
             cohort = read(source, input, made, threads, lambda rows: bars.advance(task, rows))
-        bundle, evaluation = _fit_and_write(cohort, made, output, threads, bars)
+        bundle, evaluation = _fit_and_write(cohort, made, output, threads, bars, began)
     seconds, peak = time.monotonic() - began, _peak_gib()
     tracked = _track(bundle, source, seconds, peak) if register else ""
     return TrainResult(bundle.folder, bundle, evaluation, time.monotonic() - began, peak, tracked)
@@ -145,7 +145,7 @@ def _complete(spec: Spec) -> Spec:
 
 
 def _fit_and_write(
-    cohort: Cohort, spec: Spec, output: Path | None, threads: int, bars: Progress
+    cohort: Cohort, spec: Spec, output: Path | None, threads: int, bars: Progress, began: float
 ) -> tuple[Bundle, dict[str, Any]]:
     training = spec.section("training")
     fold = cohort.folds(training["folds"], training["seed"])
@@ -164,6 +164,7 @@ def _fit_and_write(
         evaluation["transfer"] = transfer(cohort, fold, spec, threads)
     with _stage(bars, "fitting on everyone"):
         boosters = fit(cohort, cohort.scored, spec, threads)
+    evaluation["cost"] = cost(time.monotonic() - began, threads)
     with _stage(bars, "writing the bundle"):
         return _write(cohort, raw, fold, boosters, evaluation, spec, output), evaluation
 
@@ -229,7 +230,9 @@ def blended(cohort: Cohort, rows: Ints, share: float) -> tuple[Floats, Floats]:
     gain = metrics.utility_gain(cohort.patient, cohort.hour, cohort.label)[rows]
     stake = np.abs(gain) / np.abs(gain).mean()
     weight = (1 - share) + share * stake
-    return ((1 - share) * label + share * stake * (gain > 0)) / weight, weight
+    target = (1 - share) * label + share * stake * (gain > 0)
+    # Where nothing is at stake, the alarm alone has no opinion, and no weight.
+    return np.divide(target, weight, out=np.zeros_like(target), where=weight > 0), weight
 
 
 def out_of_fold(cohort: Cohort, fold: Ints, spec: Spec, threads: int, done: Any = lambda: None) -> Floats:
@@ -497,6 +500,11 @@ def _track(bundle: Bundle, source: str, seconds: float, peak: float) -> str:
         metrics=took,
         trials=trials(bundle.evaluation["ablation"], SEARCH if source == "physionet2019" else None),
     )
+
+
+def cost(seconds: float, threads: int) -> dict[str, float]:
+    """What a training took: minutes on the wall, GiB at most in memory, and how many threads it was given."""
+    return {"minutes": round(seconds / 60, 1), "peak_gib": round(_peak_gib(), 1), "threads": threads}
 
 
 def _peak_gib() -> float:
