@@ -356,7 +356,9 @@ def data_check(
     input: Annotated[Path, typer.Option("--input", help="An archive; with --source, the extract itself.")],
     source: Annotated[
         str | None,
-        typer.Option(help="Format of an extract that is not converted yet; visits for a bed forecast."),
+        typer.Option(
+            help="Format of an extract that is not converted yet; visits, or hourly or daily counts, for bed forecasts."
+        ),
     ] = None,
     model: ModelOption = None,
     spec: SpecOption = None,
@@ -381,7 +383,8 @@ def data_check(
 @data_app.command("schema")
 def data_schema(
     name: Annotated[
-        str | None, typer.Argument(help="A source, or visits, events, encounters, archive.")
+        str | None,
+        typer.Argument(help="A source, or visits, counts, covariates, forecasts, events, encounters, archive."),
     ] = None,
 ) -> None:
     """Show which tables and columns a source must have, and which it may."""

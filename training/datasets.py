@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import pandas as pd
 
 from features import archive, coverage
@@ -24,6 +25,7 @@ from features.clean import UNMAPPED
 from features.errors import ConfigError, DataError
 from features.featureset import FeatureSet
 from features.scores import PARTIAL
+from features.sources import counts as count_files
 from features.sources import visits
 from features.sources.batch import ReadAccount
 from features.sources.facts import zone
@@ -292,6 +294,8 @@ def check(
     """
     if source == "visits":
         return check_visits(path, timezone)
+    if source in ("hourly", "daily"):
+        return check_counts(path, source, mapping, timezone)
     if source is None:
         if not (path / "metadata" / "wardcast.json").is_file():
             raise DataError(f"{path} is no archive. Say what it is with --source, or convert it first.")
@@ -400,6 +404,7 @@ class VisitsChecked:
 
     lines: tuple[str, ...]
     problem: str = ""
+    usable: str = "usable. Train: wardcast train admissions --source visits --input FILE"
 
     @property
     def ok(self) -> bool:
@@ -412,7 +417,7 @@ class VisitsChecked:
         return "\n".join(
             [
                 *said,
-                f"Verdict: {self.problem or 'usable. Train: wardcast train admissions --source visits --input FILE'}",
+                f"Verdict: {self.problem or self.usable}",
             ]
         )
 
@@ -468,6 +473,45 @@ def check_visits(path: Path, timezone: str = "UTC") -> VisitsChecked:
     if days < A_YEAR:
         lines.append(f"A year ({A_YEAR} days) would teach the seasons too.")
     return VisitsChecked(tuple(lines))
+
+
+A_START: Final = 56
+"""Days of history before a first forecast."""
+A_SEASON: Final = 274
+"""Days from which intervals have been seen to hold: nine months."""
+
+
+def check_counts(path: Path, shape: str, mapping: Path | None = None, timezone: str = "UTC") -> VisitsChecked:
+    """Say what a file of counts holds, what is missing, and whether forecasts of them can be issued and judged."""
+    try:
+        panel = count_files.read(path, shape, mapping, timezone)
+    except DataError as error:
+        return VisitsChecked((), f"not usable. {error}")
+    days = len(panel.stamps) * panel.step_h / 24
+    reported = np.isfinite(panel.values)
+    rows = []
+    for k in np.argsort(reported.sum(axis=1), kind="stable")[:TOP]:
+        some = panel.values[k, reported[k]]
+        first, last = panel.stamps[np.flatnonzero(reported[k])[[0, -1]]]
+        rows.append((panel.names[k], f"{first:%Y-%m-%d}", f"{last:%Y-%m-%d}", share(len(some), len(panel.stamps)),
+                     f"{np.median(some):.0f}", share(int((some == 0).sum()), len(some))))  # fmt: skip
+    lines = [
+        *panel.account.lines(),
+        *(f"{key} read from {column}." for key, column in panel.account.columns.items() if column),
+        "",
+        f"{len(panel.names):,} series over {days:,.0f} days, {panel.stamps[0]:%Y-%m-%d} to "
+        f"{panel.stamps[-1]:%Y-%m-%d}. Those with the fewest reports:",
+        "",
+        aligned(rows, ("series", "first", "last", "reported", "median", "zero")),
+    ]
+    if days < A_START:
+        return VisitsChecked(
+            tuple(lines), f"too short. Forecasts need {A_START} days before the first, better {A_SEASON}."
+        )
+    if days < A_SEASON:
+        lines.append(f"Nine months ({A_SEASON} days) would make intervals hold better.")
+    how = f"wardcast backtest beds --shape {shape} --input FILE --from DATE --output OUT.parquet"
+    return VisitsChecked(tuple(lines), usable=f"usable. Judge forecasts of them: {how}")
 
 
 def write_account(converted: Converted, path: Path) -> None:

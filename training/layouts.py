@@ -19,6 +19,8 @@ from typing import Final
 from features import archive, events
 from features.errors import DataError
 from features.sources import (
+    counts,
+    covariates,
     fhir_resources,
     hl7v2,
     hl7v2_message,
@@ -31,6 +33,9 @@ from features.sources.registry import READERS
 
 OURS: Final[dict[str, str]] = {
     "visits": "one row an attendance, CSV or Parquet: what bed forecasts learn from",
+    "counts": "counts by hour or day, CSV or Parquet: what `wardcast backtest beds` issues forecasts of",
+    "covariates": "weather, virus or ambulance series and calendars, to go with counts",
+    "forecasts": "what `wardcast backtest beds` writes: every forecast issued, one row each",
     "events": "the event table that everything becomes",
     "encounters": "the stays that events belong to",
     "archive": "what `wardcast data convert` writes: a MEDS 0.4 data set, with encounters beside it",
@@ -90,6 +95,7 @@ def _body(name: str) -> str:
     if name in tables():
         return _tables(name)
     return {
+        "counts": _counts, "covariates": _covariates, "forecasts": _forecasts,
         "visits": _visits, "events": _events, "encounters": _encounters, "archive": _archive, "meds": _meds,
         "physionet2019": _physionet2019, "physionet2012": _physionet2012, "fhir": _fhir, "hl7v2": _hl7v2,
     }.get(name, lambda: _head(name))()  # fmt: skip
@@ -120,7 +126,11 @@ def _wrapped(lead: str, words: Iterable[str]) -> str:
 
 def _head(source: str) -> str:
     """The head of the module that reads a format: its second paragraph on, without what only programmers need."""
-    head = inspect.getdoc(import_module(f"features.sources.{source}")) or ""
+    return _head_of(f"features.sources.{source}")
+
+
+def _head_of(module: str) -> str:
+    head = inspect.getdoc(import_module(module)) or ""
     said = head.replace("::\n", ":\n").replace("``", "`").split("\n\n")[1:]
     return "\n\n".join(p for p in said if not re.search(r":(func|mod|class|data):`", p))
 
@@ -161,6 +171,65 @@ def _visits() -> str:
         "A star marks what must be there as a column; single cells may be empty. Times are ISO 8601; without an\n"
         "offset they are read in WARDCAST_TIMEZONE. Check a file: wardcast data check --source visits --input FILE"
     )
+
+
+def _counts() -> str:
+    spelled = [
+        ("time", counts.TIME_NAMES), ("series", counts.SERIES_NAMES), ("values", counts.VALUE_NAMES),
+    ]  # fmt: skip
+    found = [
+        (
+            name,
+            said["shape"],
+            ", ".join(said["recognise"]),
+            ", ".join(said.get("values", ())) or "visits, counted",
+        )
+        for name, said in counts.layouts().items()
+    ]
+    return "\n".join(
+        [
+            aligned(counts.SHAPES.items(), ("--shape", "a row is")),
+            "",
+            "Columns of counts are known by these names, in any case; others are named in a mapping file:",
+            "",
+            aligned((key, ", ".join(names)) for key, names in spelled),
+            "",
+            aligned(counts.KEYS.items(), ("mapping", "meaning")),
+            "",
+            "Layouts recognised by their columns, which need no mapping:",
+            "",
+            aligned(found, ("layout", "--shape", "columns", "forecast")),
+            "",
+            _head_of("features.sources.counts"),
+            "",
+            "A stamp with an offset is read on the wall clock of WARDCAST_TIMEZONE, one without as it is printed.",
+            "Check a file: wardcast data check --source hourly|daily --input FILE",
+        ]
+    )
+
+
+def _covariates() -> str:
+    names = aligned(covariates.KEYS.items(), ("[covariates.NAME]", "meaning"))
+    return f"{_head_of('features.sources.covariates')}\n\n{names}"
+
+
+def _forecasts() -> str:
+    rows = [
+        ("series", "as the counts name it; with several values, series/value"),
+        ("origin", "of hours the first stamp not known, of days the last one known"),
+        ("target", "stamp of the last hour or day of the window, as the counts write it"),
+        (
+            "window_h",
+            "1 an hour, 24 a day; 4, 8, 12, 24 sums of hours: counts.rolling(window_h).sum() at the target",
+        ),
+        ("mean", "expected count"),
+        (
+            "q05 … q95",
+            "nineteen quantiles, 5 % apart: whole numbers of single hours, else as if counts were continuous",
+        ),
+        ("cover99", "the number to be exceeded once in a hundred times"),
+    ]
+    return aligned(rows, ("column", "meaning"))
 
 
 def _events() -> str:

@@ -56,27 +56,12 @@ KEYS: Final[dict[str, str]] = {
 }
 TIME_NAMES: Final = ("time", "date", "hour", "datetime", "timestamp", "day", "ds", "stamp")
 SERIES_NAMES: Final = (
-    "series",
-    "unique_id",
-    "hospital",
-    "site",
-    "trust",
-    "code",
-    "region",
-    "unit",
-    "specialty",
-)
+    "series", "unique_id", "hospital", "site", "trust", "code", "region", "board", "unit", "specialty",
+)  # fmt: skip
+PLAIN_NAMES: Final = ("value", "count", "n", "y")
 VALUE_NAMES: Final = (
-    "value",
-    "count",
-    "n",
-    "y",
-    "arrivals",
-    "attendances",
-    "admissions",
-    "discharges",
-    "occupied",
-)
+    *PLAIN_NAMES, "arrivals", "attendance", "attendances", "admissions", "discharges", "occupied", "occupancy", "beds",
+)  # fmt: skip
 ZERO_HOURS_EXPECTED: Final = 15.0
 """So many arrivals must have been due in a run of empty hours before the run counts as not reported."""
 ZERO_DAYS_LOOK: Final = 28
@@ -238,7 +223,7 @@ def load(path: Path) -> pd.DataFrame:
 
 def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: int, timezone: str) -> Panel:
     time = _one(raw, said.get("time"), TIME_NAMES, "time")
-    by = _listed(raw, said, "series") if "series" in said else _known(raw, SERIES_NAMES)
+    by = _listed(raw, said, "series") if "series" in said else _telling_apart(raw, time)
     values = _values(raw, said, {time, *by})
     beside = [c for c in _listed(raw, said, "beside") if c not in values]
     rows, reasons = _kept(raw, said.get("drop", {}))
@@ -326,6 +311,18 @@ def _known(raw: pd.DataFrame, usual: Sequence[str]) -> list[str]:
     return [lower[name] for name in usual if name in lower][:1]
 
 
+def _telling_apart(raw: pd.DataFrame, time: str) -> list[str]:
+    """The usual columns of series: the first, and others only as far as they tell rows of one stamp apart."""
+    lower = {str(c).strip().lower(): str(c) for c in raw.columns}
+    by: list[str] = []
+    repeated = int(raw.duplicated([time]).sum())
+    for column in (lower[name] for name in SERIES_NAMES if name in lower):
+        fewer = int(raw.duplicated([*by, column, time]).sum())
+        if not by or fewer < repeated:
+            by, repeated = [*by, column], fewer
+    return by
+
+
 def _listed(raw: pd.DataFrame, said: Mapping[str, Any], key: str) -> list[str]:
     named = [str(c) for c in said.get(key, ())]
     absent = [c for c in named if c not in raw.columns]
@@ -339,7 +336,8 @@ def _listed(raw: pd.DataFrame, said: Mapping[str, Any], key: str) -> list[str]:
 def _values(raw: pd.DataFrame, said: Mapping[str, Any], taken: set[str]) -> list[str]:
     if "values" in said:
         return _listed(raw, said, "values")
-    usual = _known(raw, VALUE_NAMES)
+    lower = {str(c).strip().lower(): str(c) for c in raw.columns}
+    usual = _known(raw, PLAIN_NAMES) or [lower[name] for name in VALUE_NAMES if name in lower]
     numeric = [str(c) for c in raw.columns if raw[c].dtype.kind in "iuf" and str(c) not in taken]
     found = usual or (numeric if len(numeric) == 1 else [])
     if not found:
