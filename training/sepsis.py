@@ -397,10 +397,11 @@ def _method(training: dict[str, Any]) -> str:
         f"Patient-level {training['folds']}-fold cross-validation, folds alike in hospital, outcome and length of "
         "stay. Each fold is scored by a booster fitted on the other folds' patients with rounds fixed beforehand; "
         "calibration, alert threshold, paging threshold and the rivals' thresholds of a fold were chosen on the other "
-        "folds' out-of-fold scores, which come from boosters that saw this fold. The feature set, the number of "
-        "rounds and the loss were chosen in trial runs that looked at cross-validation on these same patients. Both "
-        "make the figures mildly optimistic; the released booster is fitted on all patients, more than any judged "
-        "here. Intervals are percentiles over resampled patients, of the ICI the re-centred percentiles."
+        "folds' out-of-fold scores, which come from boosters that saw this fold. The feature set, the members, their "
+        "rounds and losses were chosen in trial runs that looked at a fold of these same patients and at the transfer "
+        "from one hospital to the other (kept in models/sepsis/search.csv, and as runs nested in the training's). "
+        "Both make the figures mildly optimistic; the released boosters are fitted on all patients, more than any "
+        "judged here. Intervals are percentiles over resampled patients, of the ICI the re-centred percentiles."
     )
 
 
