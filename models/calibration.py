@@ -98,12 +98,7 @@ class Calibrator:
             The method is unknown.
         """
         weight = np.ones(len(raw)) if weight is None else weight
-        fewest = min(int(label.sum()), int(len(label) - label.sum()))
-        if fewest < FEWEST_EVENTS:
-            raise DataError(
-                f"Calibration needs {FEWEST_EVENTS} positive and {FEWEST_EVENTS} negative rows, got {fewest} of one. "
-                "Give more patients."
-            )
+        _enough(float((weight * label).sum()), float((weight * (1 - label)).sum()))
         if method == "logistic":
             return cls(method, _line(raw[:, None], label, weight))
         if method == "beta":
@@ -167,10 +162,10 @@ class Calibrator:
 
     def _again(self, rows: Clustered, counts: Floats) -> Calibrator | None:
         """The map from resampled patients; None where too few events were drawn."""
-        x, label, weight = rows.weighted(counts)
-        if min(weight[label == 1].sum(), weight[label == 0].sum()) < FEWEST_EVENTS:
+        try:
+            return Calibrator.fit(*rows.weighted(counts), self.method)
+        except DataError:
             return None
-        return Calibrator.fit(x, label, weight, self.method)
 
     def adjusted(self, slope: float, intercept: float) -> Calibrator:
         """The map after a line in calibrated log-odds: what a new site needs when the ranking travels. No band.
@@ -210,8 +205,8 @@ class Calibrator:
             A key is missing, the method unknown, or the map does not rise.
         """
         try:
-            parts = (tuple(float(v) for v in table[k]) for k in ("coefficients", "x", "y"))
-            calibrator = cls(str(table["method"]), *parts, band=_band(table.get("band")))
+            coefficients, x, y = (tuple(float(v) for v in table[k]) for k in ("coefficients", "x", "y"))
+            calibrator = cls(str(table["method"]), coefficients, x, y, _band(table.get("band")))
         except (KeyError, TypeError, ValueError):
             raise SpecError("A calibrator needs method, coefficients, x and y (lists of numbers).") from None
         rising = all(np.all(np.diff(knots) > 0) for knots in (calibrator.x, calibrator.y))
@@ -235,10 +230,7 @@ class Clustered:
         """From rows; ``patient`` are int codes from 0."""
         from scipy.sparse import csr_array  # only fitting needs it
 
-        edges = np.unique(np.quantile(raw, np.linspace(0, 1, PLACES + 1)[1:-1]))
-        place = edges.searchsorted(raw, side="right").astype(np.int64)
-        size = np.maximum(np.bincount(place, minlength=len(edges) + 1), 1)
-        x = np.bincount(place, weights=raw, minlength=len(edges) + 1) / size
+        place, x = _places(raw, PLACES)
         shape = (int(patient.max()) + 1, 2 * len(x))
         share = csr_array((np.ones(len(raw)), (patient, place * 2 + label)), shape=shape).T.tocsr()
         shares = np.concatenate(
@@ -267,11 +259,9 @@ def venn_abers(raw: Floats, label: Ints, weight: Floats) -> tuple[Floats, Floats
     -------
     places, p0, p1 : each shape (n_places,)
     """
-    edges = np.unique(np.quantile(raw, np.linspace(0, 1, VENN_PLACES + 1)[1:-1]))
-    place = edges.searchsorted(raw, side="right").astype(np.int64)
-    place = np.unique(place, return_inverse=True)[1].astype(np.int64)
-    size = np.bincount(place, weights=weight)
-    positive = np.bincount(place, weights=label * weight)
+    place = _places(raw, VENN_PLACES)[0]
+    size = np.bincount(place, weights=weight).astype(np.float64)
+    positive = np.bincount(place, weights=label * weight).astype(np.float64)
     p0, p1 = (_isotonic_with_one_more(positive, size, outcome) for outcome in (0.0, 1.0))
     return np.bincount(place, weights=raw * weight) / size, p0, p1
 
@@ -307,18 +297,68 @@ def choose(
     -------
     The chosen calibrator, fitted on all rows, and each method's log loss.
     """
-    losses = {method: _cross_fitted_loss(raw, label, fold, method) for method in methods}
+    rows = _Folded.of(raw, label, fold)
+    losses = {method: rows.loss(method) for method in methods}
     chosen = next(m for m in methods if losses[m] <= (1 + TIE) * min(losses.values()))
     return Calibrator.fit(raw, label, method=chosen), losses
 
 
-def _cross_fitted_loss(raw: Floats, label: Ints, fold: Ints, method: str) -> float:
-    total = 0.0
-    for k in np.unique(fold):
-        inside = fold == k
-        odds = logit(Calibrator.fit(raw[~inside], label[~inside], method=method).apply(raw[inside]))
-        total += float(np.logaddexp(0.0, np.where(label[inside] == 1, -odds, odds)).sum())
-    return total / len(raw)
+def cross_fitted(raw: Floats, label: Ints, fold: Ints, method: str) -> Floats:
+    """Probabilities of each fold from a map fitted on the other folds, shape (n,)."""
+    probability = np.full(len(raw), np.nan)
+    rows = _Folded.of(raw, label, fold)
+    for k in range(rows.cells.shape[0]):
+        mine = fold == k
+        probability[mine] = rows.without(k, method).apply(raw[mine])
+    return probability
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """Counts of rows by fold, place of the score and label, shape (n_folds, n_places, 2): what cross-fitting needs."""
+
+    x: Floats
+    cells: Floats
+
+    @classmethod
+    def of(cls, raw: Floats, label: Ints, fold: Ints) -> _Folded:
+        place, x = _places(raw, PLACES)
+        folds = int(fold.max()) + 1
+        cells = np.bincount((fold * len(x) + place) * 2 + label, minlength=folds * len(x) * 2)
+        return cls(x, cells.reshape(folds, len(x), 2).astype(np.float64))
+
+    def without(self, k: int, method: str) -> Calibrator:
+        """The map of the other folds."""
+        counts = (self.cells.sum(axis=0) - self.cells[k]).ravel()
+        label = np.tile(np.array([0, 1], dtype=np.int64), len(self.x))
+        seen = counts > 0
+        return Calibrator.fit(np.repeat(self.x, 2)[seen], label[seen], counts[seen], method)
+
+    def loss(self, method: str) -> float:
+        """Log loss, each fold judged by the map of the others."""
+        total = 0.0
+        for k, mine in enumerate(self.cells):
+            if mine.sum():
+                odds = logit(self.without(k, method).apply(self.x))
+                total += float(
+                    (mine[:, 1] * np.logaddexp(0, -odds) + mine[:, 0] * np.logaddexp(0, odds)).sum()
+                )
+        return total / float(self.cells.sum())
+
+
+def _places(raw: Floats, places: int) -> tuple[Ints, Floats]:
+    """The place of each score among at most so many of equal size, and the mean score of each place."""
+    edges = np.unique(np.quantile(raw, np.linspace(0, 1, places + 1)[1:-1]))
+    place = np.unique(edges.searchsorted(raw, side="right"), return_inverse=True)[1].astype(np.int64)
+    return place, np.bincount(place, weights=raw) / np.bincount(place)
+
+
+def _enough(positive: float, negative: float) -> None:
+    if min(positive, negative) < FEWEST_EVENTS:
+        raise DataError(
+            f"Calibration needs {FEWEST_EVENTS} positive and {FEWEST_EVENTS} negative rows, got "
+            f"{int(min(positive, negative))} of one. Give more patients."
+        )
 
 
 def _line(columns: Floats, label: Ints, weight: Floats) -> tuple[float, ...]:

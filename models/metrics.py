@@ -1,4 +1,4 @@
-"""What a score is worth: utility, discrimination, calibration and alerts, with patient-level intervals.
+"""What a score is worth: utility, discrimination and calibration, with patient-level intervals.
 
 Everything takes plain arrays, one entry a row (a patient-hour). ``patient`` is a dense integer code per
 row, from 0; a patient's rows need not be adjacent. Intervals come from resampling patients, never rows:
@@ -357,7 +357,10 @@ class Scored:
             float(((probability - label) ** 2).sum()),
             float(probability.sum()),
         )
-        line = calibration_line(label.astype(np.float64), probability, np.ones(len(label)))
+        cell, _, mean, _ = self._binned
+        cells = np.bincount(cell, minlength=2 * len(mean)).reshape(-1, 2)
+        # Two thousand places of the score instead of a million rows move a slope by less than 0.001.
+        line = calibration_line(cells[:, 1] / np.maximum(cells.sum(axis=1), 1), mean, cells.sum(axis=1) * 1.0)
         groups = calibration_groups(label, probability)
         return _measures(positive, negative, sums, line, groups, calibration_distances(*groups))
 
@@ -375,7 +378,7 @@ class Scored:
         exact = calibration_distances(*groups) | brier_parts(*groups, 0.0)
         for name in DISTANCES:
             table[name] = np.maximum(table[name] - np.median(table[name]) + exact[name], 0.0)
-        return {name: _percentiles(values) for name, values in table.items()}
+        return {name: percentiles(values) for name, values in table.items()}
 
     def net_benefits(
         self, thresholds: Sequence[float], replicates: int, rng: np.random.Generator
@@ -393,7 +396,7 @@ class Scored:
             above = [(cells[mean >= t].sum(axis=0), t) for t in thresholds]
             drawn.append([(yes - no * t / (1 - t)) / rows for (no, yes), t in above])
         table = np.array(drawn)
-        return [(net_benefit(label, p >= t, t), *_percentiles(table[:, i])) for i, t in enumerate(thresholds)]
+        return [(net_benefit(label, p >= t, t), *percentiles(table[:, i])) for i, t in enumerate(thresholds)]
 
     def _resampled(self, replicates: int, rng: np.random.Generator) -> Iterator[tuple[Floats, Floats]]:
         """Counts by bin and label, shape (n_bins, 2), and the sums of :func:`_measures`, of each replicate.
@@ -487,79 +490,10 @@ def _measures(
     }
 
 
-def _percentiles(values: Floats) -> tuple[float, float]:
+def percentiles(values: Floats) -> tuple[float, float]:
+    """The middle 95 % of replicates; NaN where none is finite."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return float("nan"), float("nan")
     low, high = np.percentile(finite, [2.5, 97.5])
     return float(low), float(high)
-
-
-# ------------------------------------------------------------ alerts, as a ward meets them
-
-
-def alert_table(
-    patient: Ints,
-    hour: Floats,
-    label: Ints,
-    page: Bools,
-    rows: Bools | None = None,
-    matured_h: float = 24.0,
-    until_h: float = np.inf,
-) -> dict[str, float]:
-    """What a ward would see of pages: how many, how often right, how early.
-
-    Parameters
-    ----------
-    patient, hour, label, page : shape (n,)
-        Whole stays, hours on one clock per patient, rows an hour apart. Onset is the first positive hour plus six.
-        Pages after onset count as neither true nor false (the ward knows), hours after onset not as patient time.
-    rows : bool, shape (n,), optional
-        Count only pages and hours of these rows; what a stay comes to is still read from all of it.
-    matured_h : float
-        A page is true when onset follows within so many hours.
-    until_h : float
-        Sensitivities and lead are those of septic stays with onset up to this hour: nobody could have paged in these
-        rows for a later one within hours of it.
-
-    Returns
-    -------
-    ``sensitivity``: septic stays paged before onset; ``sensitivity_12h``: paged within the last 12 h before it. Both,
-    and the lead, leave out stays that are positive in their first row (``positive_from_start``, a count): when their
-    sepsis began is not in the record.
-    ``stay_ppv``: paged stays that turn septic; ``page_ppv``: pages followed by onset within ``matured_h``.
-    ``pages_per_100_patient_days``; ``lead_h`` quartiles, first page to onset; ``prevalence_per_stay``. NaN where
-    there is nothing to divide by.
-    """
-    onset = first_positive(patient, hour, label) + LABEL_LEAD_H
-    septic = np.isfinite(onset)
-    ahead = onset[patient] - hour
-    counted = (ahead >= 0) if rows is None else (ahead >= 0) & rows
-    paged = page & counted
-    present = np.bincount(patient[counted], minlength=len(onset)) > 0
-    first_page = np.full(len(onset), np.inf)
-    np.minimum.at(first_page, patient[paged], hour[paged])
-    stay_paged = np.isfinite(first_page)
-    started = np.full(len(onset), np.inf)
-    np.minimum.at(started, patient, hour)
-    at_once = septic & (onset - LABEL_LEAD_H <= started)
-    judged = septic & present & ~at_once & (onset <= until_h)
-    soon = np.bincount(patient[paged & (ahead <= 12)], minlength=len(onset)) > 0
-    lead = onset[judged & stay_paged] - first_page[judged & stay_paged]
-    quartiles = np.percentile(lead, [25, 50, 75]) if len(lead) else np.full(3, np.nan)
-    return {
-        "sensitivity": _share(stay_paged[judged]),
-        "sensitivity_12h": _share(soon[judged]),
-        "stay_ppv": _share(septic[stay_paged]),
-        "page_ppv": _share((ahead <= matured_h)[paged]),
-        "pages_per_100_patient_days": 2400 * float(paged.sum()) / max(float(counted.sum()), 1.0),
-        "lead_h_q1": float(quartiles[0]),
-        "lead_h_median": float(quartiles[1]),
-        "lead_h_q3": float(quartiles[2]),
-        "prevalence_per_stay": _share(septic[present]),
-        "positive_from_start": int((at_once & present).sum()),
-    }
-
-
-def _share(flags: Bools) -> float:
-    return float(np.mean(flags)) if len(flags) else float("nan")

@@ -39,7 +39,7 @@ from models.bundle import Bundle
 from models.decision import AlertPolicy, pages
 from models.metrics import auprc, auroc
 from training.cohort import Patients
-from training.evaluation import score_patients
+from training.scoring import score_patients
 from training.sepsis import train
 
 # %% [markdown]

@@ -29,6 +29,7 @@ from features.sources.synthetic import simulate
 from models import scope
 from models.metrics import first_positive
 from models.spec import Spec
+from training.splits import patient_folds
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -39,6 +40,10 @@ Say = Callable[[int], None]
 START: Final = datetime(2026, 1, 5, tzinfo=UTC)
 OLDEST: Final = 130
 """Years; an age beyond it is a typing error."""
+
+GROUPS: Final = ("age", "sex", "unit")
+AGES: Final = (0, 50, 65, 80)
+AGE_BANDS: Final = ("under 50", "50 to 64", "65 to 79", "80 and over")
 
 CITATION: Final = (
     "Reyna MA, Josef CS, Jeter R, et al. Early Prediction of Sepsis From Clinical Data: The PhysioNet/Computing in "
@@ -65,7 +70,8 @@ class Prepared:
     """Features and scope of some rows, in the order of ``rows``.
 
     ``account`` counts the events read and those that cleaning set aside, by reason. ``columns`` has one row a source's
-    code with ``read`` and ``aside``, both counts of events.
+    code with ``read`` and ``aside``, both counts of events. ``groups`` says of each row which age band, sex and unit it
+    is judged with.
     """
 
     rows: pd.DataFrame
@@ -73,6 +79,7 @@ class Prepared:
     status: Objects
     account: dict[str, int]
     columns: pd.DataFrame
+    groups: dict[str, Objects]
 
 
 def prepare(patients: Patients, spec: Spec, threads: int = 1) -> Prepared:
@@ -80,15 +87,30 @@ def prepare(patients: Patients, spec: Spec, threads: int = 1) -> Prepared:
     events, account = clean(patients.events)
     matrix = spec.features.build(events, patients.rows, threads=threads)
     about = patients.encounters.set_index("encounter_id").loc[patients.rows["encounter_id"].astype(object)]
-    status = scope.assess(
+    status = statuses(about, matrix, spec)
+    columns = _by_column(patients.events["code"], account.set_aside["position"].to_numpy(dtype=np.int64))
+    told = {"events": account.read, **account.reasons}
+    return Prepared(patients.rows, matrix, status, told, columns, subgroups(about))
+
+
+def statuses(about: pd.DataFrame, matrix: Matrix, spec: Spec) -> Objects:
+    """Whether each row can be scored; ``about`` has its ``encounter_class`` and ``age_years``."""
+    return scope.assess(
         about["encounter_class"],
         _age(about["age_years"].to_numpy(dtype=np.float64)),
         scope.recent_vitals(matrix, spec),
         spec,
         scope.admission_known(matrix, spec),
     )
-    columns = _by_column(patients.events["code"], account.set_aside["position"].to_numpy(dtype=np.int64))
-    return Prepared(patients.rows, matrix, status, {"events": account.read, **account.reasons}, columns)
+
+
+def subgroups(about: pd.DataFrame) -> dict[str, Objects]:
+    """Age band, sex and kind of unit of each row of encounters, as fairness is judged; empty where unknown."""
+    age = _age(about["age_years"].to_numpy(dtype=np.float64))
+    band = pd.cut(pd.Series(age), [*AGES, np.inf], right=False, labels=list(AGE_BANDS)).astype(object)
+    named = {"sex": about["sex"], "unit": about["icu_type"]}
+    plain = {name: column.astype(object).fillna("").to_numpy(dtype=object) for name, column in named.items()}
+    return {"age": band.fillna("").to_numpy(dtype=object), **plain}
 
 
 def _age(years: Floats) -> Floats:
@@ -115,6 +137,10 @@ class Cohort:
     hour : hours since ICU admission, shape (n,); rows of a patient are an hour apart
     label : 0 or 1, shape (n,)
     site, status : object, shape (n,)
+    groups : mapping of name to object, shape (n,)
+        ``age``, ``sex`` and ``unit`` of each row, for judging by subgroup.
+    person : int codes, shape (n,), optional
+        Whom folds keep whole where one person has several stays; without it, each patient.
     data : dict
         What the rows are made of: source, files with hashes, counts. Nothing of any patient.
     """
@@ -126,6 +152,8 @@ class Cohort:
     site: Objects
     status: Objects
     data: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, Objects] = field(default_factory=dict)
+    person: Ints | None = None
 
     @property
     def scored(self) -> npt.NDArray[np.bool_]:
@@ -137,6 +165,14 @@ class Cohort:
         septic = np.isfinite(first_positive(self.patient, self.hour, self.label))
         first = np.unique(self.patient, return_index=True)[1]
         return self.site[first], septic, np.bincount(self.patient)
+
+    def folds(self, count: int, seed: int) -> Ints:
+        """Fold of each row, shape (n,): all stays of a person in one, folds alike (:func:`splits.patient_folds`)."""
+        person = self.patient if self.person is None else self.person
+        first = np.unique(person, return_index=True)[1]
+        septic = np.bincount(person, weights=self.label) > 0
+        rng = np.random.default_rng(seed)
+        return patient_folds(self.site[first], septic, np.bincount(person), count, rng)[person]
 
 
 def read_cohort(
@@ -162,13 +198,16 @@ def read_cohort(
     elif source == "physionet2019":
         patients, labels, origin = _physionet(path)
     else:
-        raise DataError(f"Sepsis is trained on 'physionet2019' or 'synthetic', not on {source!r}.")
+        raise DataError(
+            f"Sepsis is trained on 'physionet2019', 'synthetic' or a hospital's format of `wardcast data convert`, not "
+            f"on {source!r}."
+        )
     parts, account = [], Counter[str]()
     for part in patients:
         parts.append(prepare(part, spec, threads))
         account.update(parts[-1].account)
         say(len(part.rows))
-    return _assembled(parts, labels, origin | {"cleaning": dict(account)})
+    return assembled(parts, labels, origin | {"cleaning": dict(account)})
 
 
 def sources_of(path: Path) -> Iterator[Patients]:
@@ -205,10 +244,11 @@ def _simulated(spec: Spec) -> tuple[Iterator[Patients], Ints, dict[str, Any]]:
     return iter([patients]), rows["label"].to_numpy(dtype=np.int64), origin
 
 
-def _assembled(parts: list[Prepared], labels: Ints, origin: dict[str, Any]) -> Cohort:
+def assembled(parts: list[Prepared], labels: Ints, origin: dict[str, Any]) -> Cohort:
     """One table of all parts; each part's matrix is let go as soon as it is copied."""
     rows = pd.concat([p.rows for p in parts])
     status = np.concatenate([p.status for p in parts])
+    groups = {name: np.concatenate([p.groups[name] for p in parts]) for name in parts[0].groups}
     account = origin.pop("cleaning")
     matrix = np.empty((len(rows), parts[0].matrix.shape[1]), dtype=np.float32)
     end = len(rows)
@@ -227,4 +267,4 @@ def _assembled(parts: list[Prepared], labels: Ints, origin: dict[str, Any]) -> C
         "cleaning": account,
     }
     hour = rows["iculos"].to_numpy(dtype=np.float64)
-    return Cohort(matrix, patient, hour, label, rows["site"].to_numpy(dtype=object), status, data)
+    return Cohort(matrix, patient, hour, label, rows["site"].to_numpy(dtype=object), status, data, groups)

@@ -1,36 +1,26 @@
-"""The evaluation table of a sepsis model, on cross-validated or on never seen patients; and scoring of files.
+"""The evaluation of a sepsis model, on cross-validated or on never seen patients.
 
 Alarms are judged hour by hour as the challenge does, pages as a ward meets them. Figures are given over all hours and
-within the first 48, where the length of a stay gives nothing away, beside three humble rivals: the clock alone, SIRS
-and NEWS2.
+within the first 48, where the length of a stay gives nothing away, by hospital, age, sex and unit, and beside humble
+rivals on the same rows: the clock, SIRS, qSOFA, NEWS2, SOFA, and a logistic regression.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from features.clock import HOUR_US, micros
-from features.errors import ConfigError, DataError
-from features.labels import physionet2019 as physionet_labels
-from features.sources import physionet2019
+from features.clock import HOUR_US
 from models import metrics
-from models.bundle import Bundle, dump_json
-from models.cards import evaluation_text
+from models.alerting import Paged, Stays, operating_points
+from models.calibration import METHODS, cross_fitted
 from models.decision import AlertPolicy, pages
 from models.metrics import Scored
-from models.scope import SCORED
-from training.cohort import Patients, Prepared, prepare, sha256, sources_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -40,22 +30,23 @@ Objects = npt.NDArray[np.object_]
 EARLY_H: Final = 48
 """Up to this ICU hour the length of stay tells nothing of sepsis in PhysioNet 2019; later it does."""
 
-RIVALS: Final = {"sirs": "sirs_partial", "news2": "news2_partial"}
+RIVALS: Final = {
+    "sirs": "sirs_partial", "qsofa": "qsofa_partial", "news2": "news2_partial", "sofa": "sofa_partial",
+}  # fmt: skip
 """What needs no model, beside the hours in intensive care: the partial scores, by the feature that holds them."""
-
-TRAINED_ON: Final = (
-    "These patients trained the model, which flatters it. The card has the cross-validated figures."
-)
-ALIKE: Final = (
-    "By their identifiers these look like the challenge's own patients, most of whom trained this model. The honest "
-    "figures for them are the cross-validated ones of the model's card."
-)
-
-MOST_ASIDE: Final = 0.05
-"""A column of which cleaning sets aside a greater share is worth a line of its own."""
 
 REPLICATES: Final = 300
 SEED: Final = 20190101
+SENSITIVITIES: Final = (0.6, 0.8)
+BUDGETS: Final = (10.0, 25.0, 50.0)
+"""Pages per 100 patient-days."""
+
+THRESHOLDS: Final = tuple(round(0.01 * k, 2) for k in range(1, 11))
+"""Of the decision curves: an alarm is worth a tenth to a hundredth of a missed case."""
+
+FEWEST_PATIENTS: Final = 100
+FEWEST_SEPTIC: Final = 20
+"""A subgroup with fewer is counted and not measured."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +63,12 @@ class Judged:
     alarm, page : bool
     rivals : mapping of name to (score, alarm)
         Scores may be NaN.
+    groups : mapping of name to the group of each row
+        ``age``, ``sex``, ``unit``; empty where unknown.
+    policy : AlertPolicy, optional
+        How a threshold becomes pages; without it there are no operating points.
+    indeterminate : bool, optional
+        Rows whose score the service withholds.
     """
 
     patient: Ints
@@ -82,29 +79,58 @@ class Judged:
     alarm: Bools
     page: Bools
     rivals: Mapping[str, tuple[Floats, Bools]]
+    groups: Mapping[str, Objects] = field(default_factory=dict)
+    policy: AlertPolicy | None = None
+    indeterminate: Bools | None = None
+
+    def paging(self, rows: Bools, probability: Floats) -> Any:
+        """From a threshold to the pages of some whole patients, as :class:`models.alerting.Stays` wants it."""
+        policy = self.policy
+        assert policy is not None  # noqa: S101  # asked before
+        patient, hour = self.patient[rows], self.hour[rows]
+        return lambda threshold: page_rows(
+            patient, hour, probability[rows], replace(policy, threshold=min(max(threshold, 1e-9), 1.0))
+        )
 
 
 def evaluate(judged: Judged, replicates: int = REPLICATES, seed: int = SEED) -> dict[str, Any]:
-    """Measure everything, by hospital and by hours.
+    """Measure everything, by hospital, by hours and by subgroup.
 
     Returns
     -------
-    JSON-able: ``table`` (one entry a hospital and band of hours, each measure as value, low, high), ``rivals``,
-    ``alerts`` and ``curves``.
+    JSON-able: ``table`` (one entry a hospital and band of hours, each measure as value, low, high), ``subgroups``
+    (the same by age, sex and unit), ``rivals``, ``alerts`` (the pages as decided), ``operating`` (pages at fixed
+    sensitivities and budgets), ``decision_curves``, ``abstention`` (where rows are indeterminate) and ``curves``.
     """
     gain = metrics.utility_gain(judged.patient, judged.hour, judged.label)
     whole = Scored(judged.patient, judged.label, judged.probability, judged.alarm, gain)
     rng = np.random.default_rng(seed)
-    table, rivals, alerts = [], [], []
+    table, rivals, alerts, operating = [], [], [], []
     for hospital, hours, rows in _strata(judged):
         where = {"hospital": hospital, "hours": hours}
         table.append(where | _described(judged, rows) | _measured(whole.where(rows), replicates, rng))
         rivals.append(where | {name: _rival(judged, gain, name, rows) for name in judged.rivals})
-        alerts.append(where | _alerts(judged, rows, np.inf if hours == "all" else EARLY_H))
-    method = "95 %, bootstrap percentiles; of the ICI, percentiles re-centred on the figure"
-    replicated = {"replicates": replicates, "unit": "patient", "method": method}
-    parts = {"table": table, "rivals": rivals, "alerts": alerts, "intervals": replicated}
-    cleaned: dict[str, Any] = clean_json(parts | {"curves": curves(judged, gain)})
+        alerts.append(where | _alerts(judged, rows, hours, replicates, rng))
+        if judged.policy is not None:
+            operating.append(
+                where | {"points": _operating(judged, rows, hours, hospital == "all", replicates, rng)}
+            )
+    method = "95 %, bootstrap percentiles; of ICI, E50, E90 and reliability, re-centred on the figure"
+    parts: dict[str, Any] = {
+        "table": table,
+        "subgroups": _subgroups(judged, whole, replicates, rng),
+        "rivals": rivals,
+        "alerts": alerts,
+        "operating": operating,
+        "decision_curves": [
+            _decision_curve(judged, whole, hours, band, replicates, rng) for hours, band in bands(judged.hour)
+        ],
+        "intervals": {"replicates": replicates, "unit": "patient", "method": method},
+        "curves": curves(judged, gain),
+    }
+    if judged.indeterminate is not None:
+        parts["abstention"] = abstention_table(judged)
+    cleaned: dict[str, Any] = clean_json(parts)
     return cleaned
 
 
@@ -120,6 +146,24 @@ def _strata(judged: Judged) -> Iterator[tuple[str, str, Bools]]:
 def bands(hour: Floats) -> list[tuple[str, Bools]]:
     """All hours, and the first 48 in intensive care, by name."""
     return [("all", np.ones(len(hour), dtype=np.bool_)), (f"<= {EARLY_H}", np.asarray(hour <= EARLY_H))]
+
+
+def _subgroups(
+    judged: Judged, whole: Scored, replicates: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Every measure by group; groups below the minimum are counted and say that they are suppressed."""
+    found = []
+    for group, of in judged.groups.items():
+        for value in sorted({str(v) for v in of}):
+            for hours, band in bands(judged.hour):
+                rows = np.asarray(of == value) & band
+                entry = {"group": group, "value": value or "unknown", "hours": hours} | _described(
+                    judged, rows
+                )
+                few = entry["patients"] < FEWEST_PATIENTS or entry["septic_patients"] < FEWEST_SEPTIC
+                measured = {} if few else _measured(whole.where(rows), replicates, rng)
+                found.append(entry | ({"suppressed": True} if few else measured))
+    return found
 
 
 def _described(judged: Judged, rows: Bools) -> dict[str, Any]:
@@ -144,11 +188,148 @@ def _rival(judged: Judged, gain: Floats, name: str, rows: Bools) -> dict[str, fl
     return {
         "utility": metrics.normalized_utility(gain[rows], alarm[rows]),
         "auroc": metrics.auroc(judged.label[seen], score[seen]),
+        "auprc": metrics.auprc(judged.label[seen], score[seen]),
     }
 
 
-def _alerts(judged: Judged, rows: Bools, until_h: float) -> dict[str, float]:
-    return metrics.alert_table(judged.patient, judged.hour, judged.label, judged.page, rows, until_h=until_h)
+# ------------------------------------------------------------ pages
+
+
+def _stays(judged: Judged, rows: Bools, hours: str) -> tuple[Bools, Stays]:
+    """The patients that have some of the rows, whole, and what of them counts."""
+    whole = np.isin(judged.patient, np.unique(judged.patient[rows]))
+    patient = np.unique(judged.patient[whole], return_inverse=True)[1].astype(np.int64)
+    until_h = np.inf if hours == "all" else float(EARLY_H)
+    return whole, Stays(patient, judged.hour[whole], judged.label[whole], rows[whole], until_h=until_h)
+
+
+def _told(paged: Paged, replicates: int, rng: np.random.Generator) -> dict[str, Any]:
+    """A table of pages, with the intervals of its shares under ``intervals``."""
+    return paged.table() | {"intervals": {k: list(v) for k, v in paged.intervals(replicates, rng).items()}}
+
+
+def _alerts(
+    judged: Judged, rows: Bools, hours: str, replicates: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    whole, stays = _stays(judged, rows, hours)
+    return _told(stays.paged(judged.page[whole]), replicates, rng)
+
+
+def _operating(
+    judged: Judged, rows: Bools, hours: str, budgets: bool, replicates: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    whole, stays = _stays(judged, rows, hours)
+    page = judged.paging(whole, judged.probability)
+    points = operating_points(
+        stays, judged.probability[whole], page, SENSITIVITIES, BUDGETS if budgets else ()
+    )
+    return [at | _told(paged, replicates, rng) for at, paged in points]
+
+
+def abstention_table(judged: Judged) -> list[dict[str, Any]]:
+    """What withholding the indeterminate scores costs and gains, by hospital and hours.
+
+    ``rows`` and ``septic_rows`` are shares withheld, of scored rows and of the positive ones among them. Each point
+    compares the pages at one sensitivity with nothing withheld and with the indeterminate rows silent, so that a
+    septic stay that only they would have paged counts as missed.
+    """
+    silent = judged.indeterminate
+    assert silent is not None  # noqa: S101  # asked before
+    left = np.where(silent, np.nan, judged.probability)
+    gain = metrics.utility_gain(judged.patient, judged.hour, judged.label)
+    found = []
+    for hospital, hours, rows in _strata(judged):
+        seen = rows & ~np.isnan(judged.probability)
+        entry: dict[str, Any] = {
+            "hospital": hospital,
+            "hours": hours,
+            "rows": _mean(silent[seen]),
+            "septic_rows": _mean(silent[seen & (judged.label == 1)]),
+            "utility": metrics.normalized_utility(gain[rows], judged.alarm[rows]),
+            "utility_withheld": metrics.normalized_utility(gain[rows], (judged.alarm & ~silent)[rows]),
+        }
+        if judged.policy is not None:
+            entry["points"] = _withheld_points(judged, left, rows, hours)
+        found.append(entry)
+    return found
+
+
+def _withheld_points(judged: Judged, left: Floats, rows: Bools, hours: str) -> list[dict[str, Any]]:
+    whole, stays = _stays(judged, rows, hours)
+    told = []
+    for p in (judged.probability, left):
+        points = operating_points(stays, p[whole], judged.paging(whole, p), SENSITIVITIES, ())
+        told.append([(at["point"], paged.table()) for at, paged in points])
+    shown = ("stay_ppv", "page_ppv", "pages_per_100_patient_days")
+    return [
+        {"point": name} | {k: before[k] for k in shown} | {f"{k}_withheld": after[k] for k in shown}
+        for (name, before), (_, after) in zip(*told, strict=True)
+    ]
+
+
+def _mean(flags: Bools) -> float:
+    return float(flags.mean()) if len(flags) else float("nan")
+
+
+# ------------------------------------------------------------ decision curves and calibration
+
+
+def _decision_curve(
+    judged: Judged, whole: Scored, hours: str, band: Bools, replicates: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Net benefit per scored row at each threshold: of the model, of alarming for everyone, and of the clock rule."""
+    seen = band & ~np.isnan(judged.probability)
+    label = judged.label[seen]
+    clock = (
+        judged.rivals["clock"][1][seen] if "clock" in judged.rivals else np.zeros(len(label), dtype=np.bool_)
+    )
+    every = np.ones(len(label), dtype=np.bool_)
+    return {
+        "hospital": "all",
+        "hours": hours,
+        "thresholds": list(THRESHOLDS),
+        "model": [list(v) for v in whole.where(seen).net_benefits(THRESHOLDS, replicates, rng)],
+        "treat_all": [metrics.net_benefit(label, every, t) for t in THRESHOLDS],
+        "clock": [metrics.net_benefit(label, clock, t) for t in THRESHOLDS],
+    }
+
+
+def calibration_table(
+    raw: Floats, label: Ints, fold: Ints, hour: Floats, site: Objects
+) -> list[dict[str, Any]]:
+    """Every calibration method on rows that it was not fitted on, by hospital and by band of hours.
+
+    Proper scores first (log loss, Brier), then ICI, slope and O/E. ``fold`` keeps a patient's rows together.
+    """
+    known = ~np.isnan(raw)
+    raw, label, fold, hour, site = raw[known], label[known], fold[known], hour[known], site[known]
+    fitted = {method: cross_fitted(raw, label, fold, method) for method in METHODS}
+    parts = [*bands(hour), (f"> {EARLY_H}", np.asarray(hour > EARLY_H))]
+    sites = [("all", np.ones(len(raw), dtype=np.bool_))]
+    sites += [(str(s), np.asarray(site == s)) for s in sorted(set(site.tolist()))]
+    return [
+        {
+            "hospital": name,
+            "hours": hours,
+            "methods": {m: _calibrated(label[rows & band], p[rows & band]) for m, p in fitted.items()},
+        }
+        for name, rows in (sites if len(sites) > 2 else sites[:1])
+        for hours, band in parts
+        if 0 < label[rows & band].sum() < (rows & band).sum()
+    ]
+
+
+def _calibrated(label: Ints, probability: Floats) -> dict[str, float]:
+    odds = metrics.logit(probability)
+    groups = metrics.calibration_groups(label, probability)
+    slope, _ = metrics.calibration_line(groups[1], groups[0], groups[2])
+    return {
+        "log_loss": float(np.logaddexp(0.0, np.where(label == 1, -odds, odds)).mean()),
+        "brier": metrics.brier(label, probability),
+        "ici": metrics.ici(*groups),
+        "slope": slope,
+        "observed_expected": float(label.sum() / probability.sum()),
+    }
 
 
 def curves(judged: Judged, gain: Floats) -> dict[str, Any]:
@@ -168,7 +349,14 @@ def curves(judged: Judged, gain: Floats) -> dict[str, Any]:
     best = np.bincount(hour, weights=np.maximum(gain, 0), minlength=73)
     got = np.bincount(hour, weights=gain * judged.alarm, minlength=73)
     return {
-        "calibration": {"predicted": _short(predicted), "observed": _short(observed), "rows": _short(size)},
+        "calibration": {
+            "predicted": _short(predicted),
+            "observed": _short(observed),
+            "smooth": _short(
+                metrics.smooth_observed(predicted, observed, size) if len(size) >= 4 else observed
+            ),
+            "rows": _short(size),
+        },
         "recall": _short(true[at] / positives),
         "false_positive_rate": _short((flagged[at] - true[at]) / negatives),
         "precision": _short(true[at] / flagged[at]),
@@ -191,229 +379,7 @@ def clean_json(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
 
 
-# ------------------------------------------------------------ scoring patients with a bundle
-
-
-def score_patients(bundle: Bundle, patients: Patients, threads: int = 1) -> pd.DataFrame:
-    """Score the rows of whole encounters.
-
-    Returns
-    -------
-    ``patients.rows`` with ``probability`` (NaN where unscorable), ``alert``, ``page``, ``status``, and a column for
-    each rival that the bundle's features hold. Each row reads only what was available at its own prediction time.
-    """
-    return _scored(bundle, patients, threads)[0]
-
-
-def _scored(bundle: Bundle, patients: Patients, threads: int) -> tuple[pd.DataFrame, Prepared]:
-    ready = prepare(patients, bundle.spec, threads)
-    scored = np.asarray(ready.status == SCORED)
-    probability = np.full(len(scored), np.nan)
-    if scored.any():
-        probability[scored] = bundle.calibrator.apply(bundle.raw(ready.matrix[scored], threads=threads))
-    encounter = pd.factorize(ready.rows["encounter_id"].astype(object))[0].astype(np.int64)
-    policy = AlertPolicy.from_dict(bundle.alert_policy)
-    hours = ready.rows["iculos"].to_numpy(dtype=np.float64)
-    rivals = rival_scores(hours, ready.matrix, bundle.feature_names)
-    rows = ready.rows.assign(
-        probability=probability,
-        alert=probability >= bundle.thresholds["utility"],
-        page=pages(encounter, micros(ready.rows["prediction_time"]), probability, policy),
-        status=ready.status,
-        **rivals,
-    )
-    return rows, replace(ready, matrix=ready.matrix[:0])
-
-
-@dataclass
-class _Cleaning:
-    """What cleaning set aside over all parts of an input."""
-
-    account: Counter[str] = field(default_factory=Counter)
-    columns: pd.DataFrame = field(
-        default_factory=lambda: pd.DataFrame({"read": [], "aside": []}, dtype=np.int64)
-    )
-
-    def add(self, part: Prepared) -> None:
-        self.account.update(part.account)
-        self.columns = self.columns.add(part.columns, fill_value=0).astype(np.int64)
-
-    def notes(self) -> list[str]:
-        """Lines for the console: how many values by reason, then each column that loses more than its share."""
-        reasons = [(n, r.replace("_", " ")) for r, n in self.account.items() if r != "events" and n]
-        if not reasons:
-            return []
-        said = ", ".join(f"{n:,} {reason}" for n, reason in reasons)
-        lines = [
-            f"Of {self.account['events']:,} values, cleaning set aside {said}; they count as never measured."
-        ]
-        heavy = self.columns[self.columns["aside"] > MOST_ASIDE * self.columns["read"]]
-        lines += [
-            f"{str(code).rpartition('//')[2]}: {row.aside:,} of {row.read:,} values set aside. Check the column's unit."
-            for code, row in zip(heavy.index, heavy.itertuples(index=False), strict=True)
-        ]
-        return lines
-
-
-@dataclass(frozen=True)
-class ScoreResult:
-    """What a scoring run wrote."""
-
-    output: Path
-    model_id: str
-    rows: int
-    patients: int
-    statuses: dict[str, int]
-    alerts: int
-    pages: int
-    notes: tuple[str, ...]
-
-    def summary(self) -> str:
-        """For the console."""
-        unscored = ", ".join(f"{n:,} {s}" for s, n in sorted(self.statuses.items()) if s != SCORED) or "none"
-        lines = [
-            f"{self.rows:,} rows of {self.patients:,} patients scored with {self.model_id}: {self.output}",
-            f"alerts {self.alerts:,} rows, pages {self.pages:,}; not scored: {unscored}",
-            *self.notes,
-        ]
-        return "\n".join(lines)
-
-
-def score_file(product: str, source: str, input: Path, output: Path, model: str | None = None) -> ScoreResult:
-    """Score every row of a file or folder and write ``patient_id, hour, probability, alert, page, status``.
-
-    Rows stand in the order of the input, with its ``patient_id`` and ``hour``. Outcomes in the input are not read.
-
-    Raises
-    ------
-    ConfigError
-        The product or source is not one this command knows, or the output is no Parquet file.
-    DataError
-        The input cannot be used, or the output would overwrite it or be read as part of it.
-    """
-    bundle = _bundle(product, source, model)
-    if output.suffix != ".parquet":
-        raise ConfigError(f"Scores are written as Parquet; name the output {output.stem}.parquet.")
-    _refuse_onto_input(input, output)
-    parts, notes, cleaning = [], dict[str, None](), _Cleaning()
-    for patients in sources_of(input):
-        rows, ready = _scored(bundle, patients, _threads())
-        cleaning.add(ready)
-        parts.append(rows[["patient_id", "hour", "probability", "alert", "page", "status"]])
-        notes |= dict.fromkeys(patients.notes)
-    if not parts:
-        raise DataError(f"{input} holds no rows. Give a file with at least one patient-hour.")
-    table = pd.concat(parts).sort_index(kind="stable")
-    with _whole(output) as unfinished:
-        table.to_parquet(unfinished, index=False)
-    return ScoreResult(
-        output,
-        bundle.model_id,
-        len(table),
-        int(table["patient_id"].nunique()),
-        {str(k): int(v) for k, v in Counter(table["status"]).items()},
-        int(table["alert"].sum()),
-        int(table["page"].sum()),
-        (*notes, *cleaning.notes()),
-    )
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """What an evaluation run measured."""
-
-    model_id: str
-    evaluation: dict[str, Any]
-    output: Path
-    notes: tuple[str, ...]
-
-    def summary(self) -> str:
-        """The table, for the console."""
-        head = f"{self.model_id} on {self.evaluation['data']['name']}"
-        return "\n".join(
-            [head, "", evaluation_text(self.evaluation), "", *self.notes, f"Saved: {self.output}"]
-        )
-
-
-def evaluate_file(
-    product: str, source: str, input: Path, model: str | None = None, output: Path | None = None
-) -> EvaluationResult:
-    """Judge a model on a file or folder with outcomes; print the table, save it as JSON.
-
-    Thresholds and calibration are the model's own: nothing is fitted to the file.
-
-    Parameters
-    ----------
-    output : Path, optional
-        Default ``var/reports/evaluation-<model>-<input>.json``.
-
-    Raises
-    ------
-    ConfigError, DataError
-        As :func:`score_file` does.
-    """
-    bundle = _bundle(product, source, model)
-    output = output or _reports() / f"evaluation-{bundle.model_id.replace('@', '-')}-{input.stem}.json"
-    _refuse_onto_input(input, output)
-    labels = physionet_labels.read_labels(input)
-    parts, notes, cleaning = [], dict[str, None](), _Cleaning()
-    for patients in sources_of(input):
-        scored, ready = _scored(bundle, patients, _threads())
-        parts.append(scored)
-        cleaning.add(ready)
-        notes |= dict.fromkeys(patients.notes)
-    if not parts:
-        raise DataError(f"{input} holds no rows. Give a file with at least one patient-hour.")
-    rows = pd.concat(parts)
-    judged = judged_rows(rows, labels[rows.index.to_numpy()], bundle)
-    evaluation = evaluate(judged, bundle.spec.section("training").get("replicates", REPLICATES))
-    evaluation["data"] = {"name": input.name, "rows": len(rows), "model_id": bundle.model_id}
-    known = {"trained_on_these_files": trained_on(bundle, input), "challenge_patients": alike(bundle, rows)}
-    evaluation["data"] |= known | {"cleaning": dict(cleaning.account)}
-    notes |= dict.fromkeys(cleaning.notes())
-    if known["trained_on_these_files"]:
-        notes[TRAINED_ON] = None
-    if known["challenge_patients"]:
-        notes[ALIKE] = None
-    with _whole(output) as unfinished:
-        unfinished.write_text(dump_json(evaluation), encoding="utf-8")
-    return EvaluationResult(bundle.model_id, evaluation, output, tuple(notes))
-
-
-def trained_on(bundle: Bundle, input: Path) -> bool:
-    """Whether any of the files is one that the bundle was trained on, byte for byte."""
-    known = {f["sha256"] for f in bundle.parts["data"].get("files", [])}
-    return any(sha256(f) in known for f in physionet2019.files(input))
-
-
-def alike(bundle: Bundle, rows: pd.DataFrame) -> bool:
-    """Whether a model of the challenge's patients meets identifiers of the challenge's form, in whatever file."""
-    return bundle.parts["data"].get("source") == "physionet2019" and bool((rows["site"] != "").any())
-
-
-def judged_rows(rows: pd.DataFrame, label: Ints, bundle: Bundle) -> Judged:
-    """Rows of :func:`score_patients` beside their outcomes; rivals alarm at the thresholds found in training."""
-    limits = bundle.parts["decision"].get("rivals", {})
-    rivals = {}
-    for name in ("clock", *RIVALS):
-        if name in rows and name in limits:
-            score = rows[name].to_numpy(dtype=np.float64)
-            rivals[name] = (score, score >= limits[name])
-    return Judged(
-        patient=pd.factorize(rows["encounter_id"].astype(object))[0].astype(np.int64),
-        hour=rows["iculos"].to_numpy(dtype=np.float64),
-        label=label,
-        site=rows["site"].to_numpy(dtype=object),
-        probability=rows["probability"].to_numpy(dtype=np.float64),
-        alarm=rows["alert"].to_numpy(dtype=np.bool_),
-        page=rows["page"].to_numpy(dtype=np.bool_),
-        rivals=rivals,
-    )
-
-
-def rival_scores(
-    hour: Floats, matrix: npt.NDArray[np.float32], names: Sequence[str]
-) -> dict[str, Floats]:
+def rival_scores(hour: Floats, matrix: npt.NDArray[np.float32], names: Sequence[str]) -> dict[str, Floats]:
     """What each rival says of each row: the clock its hour, a partial score its points where ``names`` has it."""
     columns = {rival: list(names).index(f) for rival, f in RIVALS.items() if f in names}
     return {"clock": hour} | {rival: matrix[:, k].astype(np.float64) for rival, k in columns.items()}
@@ -422,50 +388,3 @@ def rival_scores(
 def page_rows(patient: Ints, hour: Floats, probability: Floats, policy: AlertPolicy) -> Bools:
     """Pages over rows timed in hours since ICU admission."""
     return pages(patient, np.rint(hour * HOUR_US).astype(np.int64), probability, policy)
-
-
-def _bundle(product: str, source: str, model: str | None) -> Bundle:
-    from training.tracking import resolve
-
-    if product != "sepsis":
-        raise ConfigError(
-            f"Files are scored and evaluated for sepsis; {product} has `wardcast forecast beds`."
-        )
-    if source != "physionet2019":
-        raise ConfigError(f"Files of source {source!r} cannot be scored yet; 'physionet2019' can.")
-    return Bundle.load(resolve(model or "released:sepsis"))
-
-
-def _refuse_onto_input(input: Path, output: Path) -> None:
-    """An output must neither replace a file of the input nor join the folder that is read as input."""
-    if any(output.resolve() == f.resolve() for f in physionet2019.files(input)):
-        raise DataError(
-            f"The output {output.name} is a file of the input. Name another, so that none is lost."
-        )
-    if input.is_dir() and output.resolve().is_relative_to(input.resolve()):
-        raise DataError(
-            f"The output {output.name} lies in the input's folder, where it would be read as patients. Name a place "
-            "outside."
-        )
-
-
-@contextmanager
-def _whole(output: Path) -> Iterator[Path]:
-    """A file beside the output to write to, which takes the output's name once it is complete."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        yield unfinished
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _threads() -> int:
-    return os.cpu_count() or 1
-
-
-def _reports() -> Path:
-    from training.tracking import var
-
-    return var() / "reports"

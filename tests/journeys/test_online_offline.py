@@ -22,7 +22,7 @@ from models.bundle import Bundle
 from serving.app import create_app
 from serving.settings import Settings
 from training.cohort import Patients, prepare
-from training.evaluation import score_patients
+from training.scoring import score_patients
 
 SENT = ("encounter_id", "code", "time", "available_time", "unit", "status", "source_id")
 FACTS = (

@@ -11,7 +11,7 @@ import pytest
 
 from features.errors import ConfigError, DataError
 from models.decision import AlertPolicy, AlertState
-from training.evaluation import evaluate_file, score_file
+from training.scoring import evaluate_file, score_file
 
 COLUMNS = ["patient_id", "hour", "probability", "alert", "page", "status"]
 
