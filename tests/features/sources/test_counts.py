@@ -1,0 +1,192 @@
+"""Counts by hour and day: columns found, totals dropped, zeros that are no counts, nothing learnt from the future."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.errors import DataError
+from features.sources import counts, covariates
+
+OPEN_DATA = {
+    "england_winter_sitreps/sitreps.parquet": ("daily", 159, 24),
+    "england_discharges_daily/discharges_ctr.parquet": ("daily", 242, 24),
+    "ireland_trolleys_daily/trolleys.parquet": ("daily", 36, 24),
+    "swast_ambulance_daily/daily_responses.csv": ("daily", 9, 24),
+    "wales_ed_hourly/arrivals.parquet": ("hourly", 1, 1),
+    "hdhi_admissions/admissions.parquet": ("visits", 3, 24),
+    "uclh_patientflow_synthetic/ed_visits.parquet": ("visits", 5, 1),
+    "uclh_patientflow_synthetic/inpatient_arrivals.parquet": ("visits", 5, 1),
+}
+
+
+def written(tmp_path: Path, table: pd.DataFrame, name: str = "counts.csv") -> Path:
+    path = tmp_path / name
+    table.to_csv(path, index=False)
+    return path
+
+
+def days(n: int) -> pd.Series:
+    return pd.Series(pd.date_range("2025-01-06", periods=n, freq="D")).dt.strftime("%Y-%m-%d")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", OPEN_DATA)
+def test_open_data_are_read_unchanged_and_without_a_mapping(data_dir: Path, name: str):
+    shape, series, step_h = OPEN_DATA[name]
+    panel = counts.read(data_dir / "beds" / name, shape)
+    assert (len(panel.names), panel.step_h) == (series, step_h)
+    assert panel.account.layout.startswith("layout ")
+    assert len(panel.stamps) == panel.values.shape[1]
+
+
+@pytest.mark.data
+def test_the_total_of_england_is_no_trust(data_dir: Path):
+    panel = counts.read(data_dir / "beds" / "england_winter_sitreps" / "sitreps.parquet", "daily")
+    assert "-" not in panel.names
+    assert panel.account.reasons["rows left out as totals (drop)"] == 948
+    assert np.nanmin(panel.values) > 0
+
+
+@pytest.mark.data
+def test_a_table_without_times_says_where_it_belongs(data_dir: Path):
+    path = data_dir / "beds" / "yale_ed_triage_derived" / "nan_73cols_train_244179.parquet"
+    with pytest.raises(DataError, match="wardcast train admissions"):
+        counts.read(path, "visits")
+
+
+def test_one_series_of_a_small_hospital_needs_no_mapping(tmp_path: Path):
+    panel = counts.read(
+        written(tmp_path, pd.DataFrame({"date": days(4), "admissions": [3, 0, 5, 2]})), "daily"
+    )
+    assert panel.names == ("admissions",)
+    assert panel.values.tolist() == [[3, 0, 5, 2]]
+
+
+def test_a_second_column_names_the_series_only_where_it_must(tmp_path: Path):
+    table = pd.DataFrame(
+        {"date": days(2).repeat(2), "hospital": "A", "unit": ["x", "y"] * 2, "count": [1, 2, 3, 4]}
+    )
+    assert counts.read(written(tmp_path, table), "daily").names == ("A/x", "A/y")
+    alone = table[table["unit"] == "x"]
+    assert counts.read(written(tmp_path, alone), "daily").names == ("A",)
+
+
+def test_a_missing_day_stays_missing_and_a_repeated_one_keeps_the_first(tmp_path: Path):
+    table = pd.DataFrame({"date": days(4).iloc[[0, 1, 1, 3]], "count": [20, 21, 99, 23]})
+    panel = counts.read(written(tmp_path, table), "daily")
+    assert np.isnan(panel.values[0, 2])
+    assert panel.values[0, [0, 1, 3]].tolist() == [20, 21, 23]
+    assert panel.account.reasons["repeated rows of count, the first kept"] == 1
+
+
+def test_a_zero_after_a_month_of_full_wards_is_not_reported_and_after_quiet_days_is_one(tmp_path: Path):
+    table = pd.DataFrame(
+        {
+            "date": [*days(30), *days(30)],
+            "site": ["full"] * 30 + ["quiet"] * 30,
+            "count": [*[200] * 28, 0, 210, *[2] * 28, 0, 3],
+        }
+    )
+    panel = counts.read(written(tmp_path, table), "daily")
+    assert np.isnan(panel.values[0, 28])
+    assert panel.values[1, 28] == 0
+    assert panel.account.reasons["zeros taken as not reported"] == 1
+
+
+def test_a_quiet_night_is_real_and_a_silent_day_is_not(tmp_path: Path):
+    stamps = pd.date_range("2025-01-06", periods=24 * 30, freq="h")
+    by_hour = np.where(np.arange(24) < 6, 1, 10)
+    n = np.tile(by_hour, 30)
+    n[24 * 20 + 2 : 24 * 20 + 4] = 0  # two hours of a night
+    n[24 * 25 : 24 * 26] = 0  # a whole day
+    panel = counts.read(written(tmp_path, pd.DataFrame({"time": stamps, "count": n})), "hourly")
+    gone = np.flatnonzero(np.isnan(panel.values[0]))
+    # Six night hours owe 6, the seventh hour's ten bring it past fifteen with the eighth: from there on it is silence.
+    assert gone.tolist() == list(range(24 * 25 + 6, 24 * 26))
+
+
+@given(st.lists(st.sampled_from([0, 0, 3, 40, 60]), min_size=5, max_size=60), st.integers(1, 4))
+def test_what_a_count_means_never_depends_on_later_ones(values: list[int], later: int):
+    row = np.array(values, "float64")
+    for judge in (counts._silent_days, counts._silent_hours):
+        assert judge(row)[:-later].tolist() == judge(row[:-later]).tolist()
+
+
+def test_stamps_are_given_back_as_they_came(tmp_path: Path):
+    stamps = pd.date_range("2025-07-01", periods=48, freq="h", tz="UTC")
+    path = tmp_path / "counts.parquet"
+    pd.DataFrame({"time": stamps, "n": range(1, 49)}).to_parquet(path)
+    panel = counts.read(path, "hourly", timezone="Europe/London")
+    assert panel.stamps[0] == pd.Timestamp("2025-07-01 01:00")  # the wall clock in summer
+    assert panel.as_came(panel.stamps).equals(stamps.as_unit("us"))
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"date": ["2025-01-06"], "a": [1], "b": [2]}, r'values = \["COLUMN"\]'),
+        ({"when": ["2025-01-06"], "count": [1]}, 'time = "COLUMN"'),
+        ({"date": ["soon"], "count": [1]}, "Column 'date' holds no dates"),
+        ({"date": ["2025-01-06"], "count": ["many"]}, "No usable count in count"),
+    ],
+)
+def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path, table: dict[str, list[object]], said: str):
+    with pytest.raises(DataError, match=said):
+        counts.read(written(tmp_path, pd.DataFrame(table)), "daily")
+
+
+def test_a_mapping_names_columns_and_its_own_mistakes(tmp_path: Path):
+    path = written(tmp_path, pd.DataFrame({"WHEN": days(3), "WARD": "7B", "IN": [1, 2, 3], "OUT": [4, 5, 6]}))
+    mapping = tmp_path / "site.toml"
+    mapping.write_text('time = "WHEN"\nseries = ["WARD"]\nvalues = ["IN", "OUT"]\n', encoding="utf-8")
+    assert counts.read(path, "daily", mapping).names == ("7B/IN", "7B/OUT")
+    mapping.write_text('time = "WHEN"\nvalue = ["IN"]\n', encoding="utf-8")
+    with pytest.raises(DataError, match="says value; known are series, time, values"):
+        counts.read(path, "daily", mapping)
+
+
+# ------------------------------------------------------------ covariates
+
+
+def test_only_a_forecast_issued_by_the_origin_is_read(tmp_path: Path):
+    issue = pd.to_datetime(["2025-01-01 00:00", "2025-01-01 12:00"])
+    table = pd.DataFrame(
+        {
+            "issueTime": issue.repeat(2),
+            "targetTime": pd.to_datetime(["2025-01-02", "2025-01-03"] * 2),
+            "t": [1, 2, 3, 4],
+        }
+    )
+    weather = covariates.read([written(tmp_path, table)])
+    at = pd.DatetimeIndex(["2025-01-01 11:00", "2025-01-01 12:00", "2024-12-31"])
+    target = pd.DatetimeIndex(["2025-01-02"] * 3)
+    assert weather.numbers(at, target)[:2, 0].tolist() == [1, 3]
+    assert np.isnan(weather.numbers(at, target)[2, 0])
+
+
+def test_a_number_of_a_day_is_known_when_the_day_is_over(tmp_path: Path):
+    flu = covariates.read([written(tmp_path, pd.DataFrame({"date": days(9), "flu": range(10, 19)}))])
+    at = pd.DatetimeIndex(["2025-01-07 00:00", "2025-01-06 23:00", "2025-01-14 00:00"])
+    now = flu.numbers(at, at)
+    assert now[0, 0] == 10
+    assert np.isnan(now[1, 0])
+    assert now[2].tolist() == [17, 7]  # the newest, and its change over a week
+
+
+def test_words_and_flags_by_day_are_a_calendar(tmp_path: Path):
+    table = pd.DataFrame({"ds": days(3), "holiday": ["Half term", None, "Half term"], "match": [0, 1, 0]})
+    known = covariates.read([written(tmp_path, table)])
+    assert known.calendars[0].names == ("holiday", "match")
+    noon = pd.DatetimeIndex(["2025-01-06 12:00", "2025-01-07 12:00", "2025-03-01"])
+    assert known.flags(noon).tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_a_covariate_without_a_stamp_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"counts.csv has no stamp"):
+        covariates.read([written(tmp_path, pd.DataFrame({"flu": [1.5]}))])
