@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import AwareDatetime
 from sqlalchemy import Connection
 
 from features.errors import DataError
@@ -31,7 +30,7 @@ from serving.described import (
 )
 from serving.ingest.events import UNKNOWN_ENCOUNTER, Verdict, receive
 from serving.rounds import ENDED, Logged, behind, current, score_stored, skipped
-from serving.schemas import NO_NUL, AcknowledgeRequest, EventsRequest, ScoreRequest
+from serving.schemas import NO_NUL, AcknowledgeRequest, EventsRequest, QueryInstant, ScoreRequest
 from serving.scoring import Explain, Score, Scorer, pack, record
 from serving.state import Wardcast, of, wall_us
 from serving.stateless import Asked, left_out, understand
@@ -214,16 +213,14 @@ def risk(request: Request, encounter: Encounter, explain: bool | None = None) ->
     return JSONResponse(answer | {"page": logged.page})
 
 
-@router.get(
-    "/risk/history", summary="Risk of one patient until now", responses=gives(HistoryAnswer)
-)
+@router.get("/risk/history", summary="Risk of one patient until now", responses=gives(HistoryAnswer))
 def risk_history(
     request: Request,
     encounter: Encounter,
     since: Annotated[
-        AwareDatetime | None, Query(description="Included; the first score where left out.")
+        QueryInstant | None, Query(description="Included; the first score where left out.")
     ] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Not included.")] = None,
+    until: Annotated[QueryInstant | None, Query(description="Not included.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="The newest so many.")] = 200,
 ) -> JSONResponse:
     """The scores of a stored patient as they were given, with the reasons that were given then."""
@@ -246,8 +243,8 @@ def _past(row: dict[str, Any]) -> dict[str, Any]:
 @router.get("/alerts", summary="Alerts, newest first", responses=gives(AlertsAnswer))
 def alerts(
     request: Request,
-    since: AwareDatetime | None = None,
-    until: AwareDatetime | None = None,
+    since: QueryInstant | None = None,
+    until: QueryInstant | None = None,
     encounter: Annotated[str | None, Query(max_length=128, pattern=NO_NUL)] = None,
 ) -> JSONResponse:
     """Alerts raised in a period (the last 24 hours where no start is given), `since` included, `until` not."""

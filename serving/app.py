@@ -127,9 +127,10 @@ async def _http(request: Request, error: HTTPException) -> Response:
         405: ("method_not_allowed", "Not with this method."),
     }
     code, message = codes.get(error.status_code, ("refused", "This was refused."))
-    return await _refused(
-        request, Refusal(error.status_code, code, message, "See /openapi.json for the routes.")
-    )
+    refusal = Refusal(error.status_code, code, message, "See /openapi.json for the routes.")
+    answer = await _refused(request, refusal)
+    answer.headers.update(error.headers or {})  # a refused method says which are allowed
+    return answer
 
 
 async def _mendable(request: Request, error: WardcastError) -> Response:

@@ -6,12 +6,21 @@ the wrong field, so no message ever holds it: errors name the field, the kind of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from features.events import STATUSES
@@ -23,9 +32,30 @@ ShortText = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00
 NO_NUL: Final = r"^[^\x00]*$"
 """PostgreSQL cannot keep a NUL in a text, and nobody means one."""
 Number = Annotated[float, Field(allow_inf_nan=False)]
+_DAY: Final = (
+    r"(?:(?:19|20|21)\d\d-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|"
+    r"02-(?:0[1-9]|1\d|2[0-8]))|(?:(?:19|20|21)(?:0[48]|[2468][048]|[13579][26])|2000)-02-29)"
+)
+_INSTANT: Final = (
+    rf"^{_DAY}T(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d{{1,6}})?)?(?:Z|[+-](?:0\d|1[0-3]):[0-5]\d)$"
+)
+"""What an instant is written like, for those who read the description of the API."""
+# The format alone would promise the years 1 to 9999, and Python's own range is not ours either.
 Instant = Annotated[
-    AwareDatetime, Field(ge=datetime(1900, 1, 1, tzinfo=UTC), lt=datetime(2200, 1, 1, tzinfo=UTC))
+    AwareDatetime,
+    Field(ge=datetime(1900, 1, 1, tzinfo=UTC), lt=datetime(2200, 1, 1, tzinfo=UTC)),
+    WithJsonSchema({"type": "string", "pattern": _INSTANT, "examples": ["2026-01-12T08:00:00Z"]}),
 ]
+
+
+def _written(value: object) -> object:
+    if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d", value):
+        raise ValueError("is no instant|Write ISO 8601 with an offset, for example 2026-01-12T08:00:00Z.")
+    return value
+
+
+QueryInstant = Annotated[Instant, BeforeValidator(_written)]
+"""The same in a query, where a number would pass for seconds since 1970."""
 
 
 Blank = BeforeValidator(lambda value: None if value == "" else value)
@@ -64,8 +94,29 @@ class EncounterIn(Contract):
     discharge_time: Instant | None = Field(None, description="Left the hospital.")
 
 
+def _one_name_and_a_value(schema: dict[str, Any]) -> None:
+    """What :class:`EventBody` asks of several fields together, for those who read the description of the API."""
+
+    def there(name: str) -> dict[str, Any]:
+        return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+    schema["allOf"] = [
+        {"oneOf": [there("code"), there("concept")]},
+        {
+            "anyOf": [
+                there("value"),
+                there("text"),
+                {"properties": {"status": {"const": "deleted"}}, "required": ["status"]},
+            ]
+        },
+        {"anyOf": [there("source_id"), {"properties": {"status": {"enum": ["final", "preliminary"]}}}]},
+    ]
+
+
 class EventBody(Contract):
     """One dated fact."""
+
+    model_config = ConfigDict(json_schema_extra=_one_name_and_a_value)
 
     code: Annotated[str, Field(min_length=3, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = Field(
         None, description="SYSTEM//code, for example LOINC//8867-4."

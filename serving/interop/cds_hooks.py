@@ -11,7 +11,6 @@ from typing import Annotated, Any, Final
 import numpy as np
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
-from pydantic import AwareDatetime
 from sqlalchemy import Connection
 
 from models.scope import OUT_OF_SCOPE, SCORED
@@ -22,7 +21,7 @@ from serving.interop.cards import REASON_SYSTEM, Situation, card, indicator, ove
 from serving.interop.contract import CardFeedback, FeedbackRequest, HookRequest
 from serving.interop.examples import DISCOVERY, FEEDBACK, HOOK
 from serving.rounds import held, standing
-from serving.schemas import ErrorAnswer
+from serving.schemas import ErrorAnswer, QueryInstant
 from serving.security.clients import ClientEntry
 from serving.state import Wardcast, of
 from serving.store import cds, facts, log
@@ -242,7 +241,7 @@ def _reason_label(told: CardFeedback) -> str:
 
 @router.get("/v1/cds/feedback", summary="Cards given and feedback received, counted", responses=PROBLEMS)
 def counted(
-    request: Request, since: AwareDatetime | None = None, until: AwareDatetime | None = None
+    request: Request, since: QueryInstant | None = None, until: QueryInstant | None = None
 ) -> JSONResponse:
     """Counts of a period (of all time where no start is given), `since` included, `until` not."""
     state = of(request)
