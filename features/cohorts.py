@@ -21,6 +21,10 @@ from features.errors import DataError, SpecError
 Flags = npt.NDArray[np.bool_]
 ICU_LOCATION: Final = 4
 """``location`` of an intensive care unit in texts.csv."""
+WARD_LOCATION: Final = 2
+LEFT: Final = 0
+CLASSES: Final = {LEFT: "left", 1: "ed", ICU_LOCATION: "icu"}
+"""``location`` as a class of encounter; any other place in the hospital is a ward."""
 ENDS: Final = ("hospital_discharge", "death")
 Start = Literal["hospital", "icu"]
 
@@ -239,6 +243,69 @@ def prediction_times(
             "prediction_time": from_micros(began[which] + turn * step),
         }
     )
+
+
+def current_class(rows: pd.DataFrame, encounters: pd.DataFrame, events: pd.DataFrame) -> pd.Series:
+    """Where each patient was at some times, as far as it was known then.
+
+    ``encounter_class`` of an archive says where a patient ever was; whether a model is for somebody depends on where
+    that is now. The last move that was known counts: a ``location``, an admission to or discharge from intensive care,
+    or the end of the stay.
+
+    Parameters
+    ----------
+    rows : DataFrame with ``encounter_id`` and ``prediction_time``
+
+    Returns
+    -------
+    Series of ``ed``, ``ward``, ``icu`` or ``left``, with the index of ``rows``; of those whom no move is known of, the
+    class that their encounter has.
+    """
+    moved = _places(encounters, events)
+    asked = pd.DataFrame(
+        {"encounter_id": rows["encounter_id"].astype("str").array, "time": rows["prediction_time"].array}
+    )
+    asked["row"] = np.arange(len(asked))
+    met = pd.merge_asof(asked.sort_values("time", kind="stable"), moved, on="time", by="encounter_id")
+    place = met.sort_values("row")["place"].to_numpy(dtype=np.float64)
+    said = encounters.set_index(encounters["encounter_id"].astype("str"))["encounter_class"].fillna("")
+    named = [
+        CLASSES.get(int(p), "ward") if p == p else c
+        for p, c in zip(place, said.loc[asked["encounter_id"]], strict=True)
+    ]
+    return pd.Series(named, index=rows.index, dtype=object)
+
+
+def _places(encounters: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
+    """Moves by the time they were known; of several at one instant the arrival comes last, and so counts."""
+    told = events[(events["status"] != "deleted") & events["encounter_id"].isin(encounters["encounter_id"])]
+    located = told[(told["concept"] == "location") & told["numeric_value"].notna()]
+    arrived = encounters[encounters["icu_admission_time"].notna()]
+    parts = [
+        (told[told["concept"].isin(ENDS)], LEFT, 0),
+        (told[told["concept"] == "icu_discharge"], WARD_LOCATION, 1),
+        (located, located["numeric_value"], 2),
+    ]
+    moves = [
+        pd.DataFrame(
+            {
+                "encounter_id": part["encounter_id"].astype("str").array,
+                "time": part[["time", "available_time"]].max(axis=1).array,
+                "place": np.broadcast_to(np.asarray(place, dtype=np.float64), len(part)),
+                "turn": np.where(np.broadcast_to(place == LEFT, len(part)), 0, turn),
+            }
+        )
+        for part, place, turn in parts
+    ]
+    icu = {
+        "encounter_id": arrived["encounter_id"].astype("str").array,
+        "time": arrived["icu_admission_time"].array,
+    }
+    moves.append(pd.DataFrame(icu | {"place": float(ICU_LOCATION), "turn": 3}))
+    table = pd.concat([m for m in moves if len(m)] or moves, ignore_index=True).dropna(subset=["time"])
+    return table.astype({"time": UTC_US}).sort_values(["time", "turn"], kind="stable")[
+        ["encounter_id", "time", "place"]
+    ]
 
 
 def _moves(encounters: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:

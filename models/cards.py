@@ -44,6 +44,10 @@ CHALLENGE: Final = frozenset(
 )
 """SHA-256 of setA.parquet and setB.parquet, the development part of the challenge's training sets."""
 
+CUT: Final = "Stays in PhysioNet 2019 were cut so that length gives sepsis away. "
+FEW_SEPTIC: Final = 200
+"""Below so many septic persons a card says that its figures mean little."""
+
 CHALLENGE_NAME: Final = (
     "PhysioNet/Computing in Cardiology Challenge 2019, training sets of two US hospital systems"
 )
@@ -160,13 +164,15 @@ def sepsis_card(
         Share of the absolute TreeSHAP contributions by kind of feature (vital signs, laboratory, clock, …).
     """
     sections = [
-        f"# Sepsis risk in adult intensive care, version {version}",
+        f"# Sepsis risk in {_places(spec)}, version {version}",
         _summary(spec, data),
         "## What it is for\n\n" + _use(spec),
-        "## What it was made from\n\n" + _made_from(data),
+        "## What it was made from\n\n" + (_made_at(data) if "label" in data else _made_from(data)),
         "## How it was judged\n\n" + evaluation["method"] + "\n\n" + evaluation_text(evaluation),
-        "## The clock in these data\n\n" + _clock(spec, evaluation),
+        "## The clock in these data\n\n"
+        + _clock(spec, evaluation, CUT if data["source"] == "physionet2019" else ""),
         "## What moves the score\n\n" + _influence(spec, influence),
+        "## What it took\n\n" + _cost(evaluation),
         "## Probability, alert and page\n\n" + _decision(decision, evaluation),
         "## How far to trust it\n\n" + _limits(data, evaluation),
         "## Citation\n\n" + data["citation"],
@@ -178,7 +184,7 @@ def _summary(spec: Spec, data: Table) -> str:
     count = len(spec.section("training").get("member", [None]))
     what = "One LightGBM model" if count == 1 else f"The mean log-odds of {count} LightGBM models"
     text = (
-        "Every hour, for an adult in intensive care: the calibrated probability that "
+        f"Every hour, for {_whom(spec)}: the calibrated probability that "
         f"{spec.section('target')['meaning']} {what} over {len(spec.features.names)} features, trained on "
         f"{data['patients']:,} patients, {data['septic_patients']:,} of them septic."
     )
@@ -193,9 +199,59 @@ def _use(spec: Spec) -> str:
         f"Scored: {', '.join(scope['encounter_classes'])} encounters, age {scope['min_age']} or over, with at least "
         f"{scope['min_vitals']} of {len(scope['vitals'])} vital signs in the last {scope['recent_h']} h. Everyone "
         "else gets a reason instead of a number (`out_of_scope`, `insufficient_data`).",
-        "Not for children, wards, emergency departments or homes: no such patient was in the training data.",
+        _not_for(scope["encounter_classes"]),
     ]
     return "\n\n".join(lines)
+
+
+def _not_for(classes: Sequence[str]) -> str:
+    absent = [
+        name
+        for place, name in (("ward", "wards"), ("ed", "emergency departments"), ("icu", "intensive care"))
+        if place not in classes
+    ]
+    return f"Not for {', '.join(['children', *absent])} or homes: no such patient was in the training data."
+
+
+def _places(spec: Spec) -> str:
+    """``adult intensive care``; ``adults (ed, ward, icu)`` where the scope is wider."""
+    classes = spec.section("scope")["encounter_classes"]
+    return "adult intensive care" if classes == ["icu"] else f"adults ({', '.join(classes)})"
+
+
+def _whom(spec: Spec) -> str:
+    classes = spec.section("scope")["encounter_classes"]
+    return "an adult in intensive care" if classes == ["icu"] else f"an adult ({', '.join(classes)})"
+
+
+def _made_at(data: Table) -> str:
+    """The data of a hospital's own, which has no name here: how large they are, and how small."""
+    septic, label = data["septic_persons"], data["label"]
+    few = (
+        f" **With {septic:,} septic persons no figure here says anything of skill**; the bundle shows that the road is "
+        "whole."
+        if septic < FEW_SEPTIC
+        else ""
+    )
+    where = ", ".join(f"{n:,} {place}" for place, n in sorted(data["classes"].items()))
+    left = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in data["left"].items())
+    unscored = ", ".join(f"{n:,} {status}" for status, n in data["statuses"].items() if status != "scored")
+    files = "; ".join(f"`{f['name']}` (SHA-256 {f['sha256'][:12]}…)" for f in data["files"])
+    signs = ", suspicion by antibiotic alone" if label.get("signs") == "antibiotic" else ""
+    counted = (
+        f"{data['persons']:,} persons, {data['patients']:,} stays, {data['rows']:,} patient-hours ({where})"
+    )
+    return "\n\n".join(
+        [
+            f"A hospital's own data, read as {data['source']}: {counted}. {septic:,} persons turn septic by Sepsis-3 "
+            f"as {label['preset']} reads it{signs}, while they are scored.{few}",
+            f"Archive: {files}.",
+            f"Left out: {left or 'nothing'}. Hours that could not be scored: {unscored or 'none'}; they were not "
+            "trained on, and in the utility they count as silence.",
+            f"Positive are the {label['horizon_h']:g} hours up to onset; later hours are left out. All stays of a "
+            "person are in one fold. Where a patient was is read from the moves known at that hour.",
+        ]
+    )
 
 
 def _made_from(data: Table) -> str:
@@ -221,15 +277,14 @@ def _made_from(data: Table) -> str:
     )
 
 
-def _clock(spec: Spec, evaluation: Table) -> str:
+def _clock(spec: Spec, evaluation: Table, cut: str) -> str:
     found = {(r["hospital"], r["hours"]): r for r in evaluation["rivals"]}
     every, early = found.get(("all", "all")), found.get(("all", "<= 48"))
     if not every or not early or "clock" not in every:
         return "The clock alone was not measured."
     model = {(r["hospital"], r["hours"]): r["measures"]["utility"][0] for r in evaluation["table"]}
     text = (
-        "Stays in PhysioNet 2019 were cut so that length gives sepsis away: an alarm for everyone after a fixed hour "
-        "in intensive care, without looking at the patient, reaches a utility of "
+        f"{cut}An alarm for everyone after a fixed hour, without looking at the patient, reaches a utility of "
         f"{number(every['clock']['utility'], 3)} (this model: {number(model[('all', 'all')], 3)}). Within the first "
         f"48 h that rule is worth {number(early['clock']['utility'], 3)} (AUROC of the hour: "
         f"{number(early['clock']['auroc'], 3)}), so the figures for those hours are the ones to believe (this model: "
@@ -249,6 +304,16 @@ def _clocks(spec: Spec) -> str:
     if before.strip("`") in names:
         text += f" {before}, the hours in hospital before intensive care, is fixed at admission and tells no time."
     return text
+
+
+def _cost(evaluation: Table) -> str:
+    if "cost" not in evaluation:
+        return "Not measured."
+    took = evaluation["cost"]
+    return (
+        f"Reading, cross-validating, judging, trying it at the other hospital and fitting: {took['minutes']:g} minutes "
+        f"with {took['threads']:g} threads, at most {took['peak_gib']:g} GiB of memory."
+    )
 
 
 def _time_told(evaluation: Table) -> str:
@@ -339,6 +404,11 @@ def _paging(table: Sequence[Table]) -> str:
 def _limits(data: Table, evaluation: Table) -> str:
     if data["source"] == "synthetic":
         return "Not at all, beyond showing that training, scoring and monitoring run."
+    if "label" in data:
+        return _elsewhere(evaluation.get("transfer", [])) + (
+            " Onset is read from antibiotics, cultures and organ dysfunction as recorded afterwards, so the label "
+            "follows clinicians' behaviour."
+        )
     return "\n\n".join(
         [
             _elsewhere(evaluation.get("transfer", [])),

@@ -152,12 +152,12 @@ def label(
     facts: Counter[str] = Counter()
     with counting("labelling", "shards", len(keys)) as (told, _):
         for key in keys:
-            units, lost, met = _label_shard(key.read(), definition, min_age)
+            units, lost, met = label_shard(key.read(), definition, min_age)
             parts.append(units)
             attrition = lost if attrition is None else _added(attrition, lost)
             facts.update(met)
             told(1)
-    _tellable(facts)
+    tellable(facts)
     units = pd.concat(parts, ignore_index=True)
     if units.empty or attrition is None:
         raise DataError(
@@ -172,7 +172,7 @@ def label(
     )  # fmt: skip
 
 
-def _tellable(facts: Mapping[str, int]) -> None:
+def tellable(facts: Mapping[str, int]) -> None:
     """Refuse to call everybody healthy where suspicion of infection leaves no trace."""
     none = [name for name, n in facts.items() if not n]
     if none:
@@ -182,7 +182,7 @@ def _tellable(facts: Mapping[str, int]) -> None:
         )
 
 
-def _label_shard(
+def label_shard(
     shard: archive.Shard, definition: Sepsis3, min_age: float
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """Units with their onset, attrition, and how often the facts of suspicion occur."""

@@ -176,3 +176,28 @@ def test_a_missing_column_and_a_double_encounter_are_refused(tell: Tell) -> None
         )
     with pytest.raises(DataError, match="1 encounters stand twice"):
         cohorts.select(pd.concat([people, people.head(1)]), tell([]), [])
+
+
+def test_where_a_patient_is_follows_the_moves_known_by_then(tell: Tell) -> None:
+    """ED at 0, a ward at 3, intensive care from 5 to 9, a ward again, home at 12; the move to the ward is told late."""
+    people = stays(a={"icu": 5}, b={"icu": None}).assign(encounter_class=["icu", "ward"])
+    moves = tell(
+        [
+            event("a", "location", 0, 1),
+            event("a", "location", 3, 2),
+            event("a", "location", 9, 2),
+            event("a", "icu_discharge", 9),
+            event("a", "location", 12, cohorts.LEFT),
+            event("a", "hospital_discharge", 12),
+        ]
+    )
+    moves.loc[1, "available_time"] = at(4)
+    hours = [-1, 0, 3, 4, 5, 8, 9, 11, 12, 13]
+    asked = pd.DataFrame(
+        {"encounter_id": ["a"] * len(hours) + ["b"], "prediction_time": [at(h) for h in hours] + [at(2)]},
+        index=range(7, 18),
+    ).astype({"prediction_time": UTC_US})
+    where = cohorts.current_class(asked.sample(frac=1, random_state=1), people, moves)
+    assert where.loc[list(range(7, 18))].tolist() == [
+        "icu", "ed", "ed", "ward", "icu", "icu", "ward", "ward", "left", "left", "ward",
+    ]  # fmt: skip
