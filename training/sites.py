@@ -194,8 +194,8 @@ def _cohort(found: _Found, spec: Spec, origin: dict[str, Any]) -> Cohort:
     septic = len(np.unique(person[(cohort.label == 1) & cohort.scored]))
     _enough(septic, int(spec.section("training")["folds"]))
     target = spec.section("target")
-    label = {k: target[k] for k in ("preset", "signs", "gap_h", "horizon_h") if k in target}
-    told = {
+    label: dict[str, Any] = {k: target[k] for k in ("preset", "signs", "gap_h", "horizon_h") if k in target}
+    told: dict[str, Any] = {
         "label": {"name": LABEL, **label},
         "persons": int(person.max()) + 1,
         "septic_persons": septic,
