@@ -7,7 +7,7 @@ be expected since the newest fact; thinning and flood by a CUSUM of log likeliho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -35,6 +35,10 @@ SCALES: Final = (6, 12, 24)
 """Hours over which counts are summed to see how much they wander: the same few patients make a feed for a day."""
 LEAST_DRIFT: Final = 0.01
 """No feed is taken to wander less than 10 % from day to day, however steady it looked so far."""
+OF_ONE_PATIENT: Final = 2.0
+"""One patient more brings three results of a rare test in a day, not one: so many beyond the first."""
+LEAST_APART: Final = 8.0
+"""Fewer facts too many or too few are not looked into."""
 ACTIVE: Final = 20.0
 """Feeds that bring so much a day tell how full a site is."""
 
@@ -59,7 +63,7 @@ class FeedLimits:
         A change is told when its rate is so low or so high, and a feed that wanders as this one does would come
         there with less than this probability.
     rejected : float
-        Share of facts set aside, above the usual one.
+        Share of facts set aside or repaired, above the usual one.
     late_min : float
         Minutes by which facts come later, or earlier, than usual.
     """
@@ -101,7 +105,7 @@ class Expected:
         n = self.mean.shape[1]
         edges = (np.arange(n + 1) + self.first) * HOUR_US
         part = np.clip(np.minimum(edges[1:], now) - np.maximum(edges[:-1], begin), 0, HOUR_US) / HOUR_US
-        return self.mean[f] * part
+        return np.asarray(self.mean[f] * part, np.float64)
 
     def chance_of_nothing(self, f: int, begin: int, now: int) -> float:
         """Probability that a feed brings nothing between two instants: gamma-mixed Poisson."""
@@ -119,14 +123,6 @@ class Looked:
     findings: list[Finding]
     ledger: Ledger
     down: dict[tuple[str, str], int]
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """Feeds to be judged together as if they were one, such as all laboratory feeds of a site."""
-
-    name: str
-    members: tuple[int, ...]
 
 
 def look(
@@ -156,14 +152,17 @@ def look(
         return Looked([_too_young(start - first)], ledger, {})
     usual = expected(ledger, first, start, stop, timezone)
     silences = _silences(ledger, usual, now, limits)
-    findings, silent = _silent_panels(ledger, usual, silences, start, now, limits)
-    findings += [_silent(ledger, usual, s, start, now, limits) for s in silences if s[0] not in silent]
+    findings, silent = _silent_panels(ledger, usual, start, now, limits)
+    findings += [_silent(ledger, usual, s, now, limits) for s in silences if s[0] not in silent]
     down = silent | {f: begin for f, begin, _ in silences}
     wrong = [(f, h) for f, begin in down.items() for h in range(begin // HOUR_US, stop)]
-    for f, begin, kind, size in _changes(ledger, usual, start, now, limits):
-        if f not in down:
-            findings.append(_changed(ledger, f, begin, kind, size, usual, start, now))
-            wrong += [(f, h) for h in range(begin, stop)]
+    told = set(down)
+    for group in (*((f,) for f in range(len(ledger.feeds))), *_everywhere(ledger)):
+        if told.isdisjoint(group):
+            changed = _change(ledger, usual, group, start, now, limits)
+            findings += [finding for finding, _ in changed]
+            told |= set(group) if changed else set()
+            wrong += [(f, h) for _, begin in changed for f in group for h in range(begin, stop)]
     findings = _fold(findings)
     findings += _rejected(ledger, first, start, stop, limits)
     findings += _late(ledger, first, start, stop, limits)
@@ -173,46 +172,55 @@ def look(
     return Looked(findings, ledger, {ledger.feeds[f][1:]: begin for f, begin in down.items()})
 
 
-def _panels(ledger: Ledger) -> list[_Panel]:
+Group = tuple[int, ...]
+"""Feeds that are judged together as if they were one."""
+
+
+def _panels(ledger: Ledger) -> list[Group]:
     """All feeds of one source, kind of concept (laboratory, vital sign) and site: one interface, as a rule."""
     known = loader.concepts()
     groups: dict[tuple[str, str, str], list[int]] = {}
     for f, (source, concept, site) in enumerate(ledger.feeds):
         if concept in known:
             groups.setdefault((source, known[concept].kind, site), []).append(f)
-    return [_Panel(kind, tuple(fs)) for (_, kind, _), fs in groups.items() if len(fs) >= 3]
+    return [tuple(fs) for fs in groups.values() if len(fs) >= 3]
+
+
+def _everywhere(ledger: Ledger) -> list[Group]:
+    """The feeds of one source and concept at all sites, where there are several."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for f, (source, concept, _) in enumerate(ledger.feeds):
+        groups.setdefault((source, concept), []).append(f)
+    return [tuple(fs) for fs in groups.values() if len(fs) >= 2]
+
+
+def _together_expected(ledger: Ledger, usual: Expected, group: Group, start: int) -> Expected:
+    """What is usual of some feeds summed; facts that come together are seen to do so in the sum."""
+    if len(group) == 1:
+        one = slice(group[0], group[0] + 1)
+        return Expected(usual.first, usual.mean[one], usual.lump[one], usual.drift[one])
+    members, known = list(group), start - usual.first
+    count, good = ledger.counts(usual.first, start)[members], ledger.usable(usual.first, start)[members]
+    mean = usual.mean[members].sum(axis=0)[None, :]
+    left = np.where(good, count - usual.mean[members][:, :known], np.nan).sum(axis=0)[None, :]
+    return Expected(usual.first, mean, *_wandering(left, mean[:, :known]))
 
 
 def _silent_panels(
-    ledger: Ledger,
-    usual: Expected,
-    silences: list[tuple[int, int, float]],
-    start: int,
-    now: int,
-    limits: FeedLimits,
+    ledger: Ledger, usual: Expected, start: int, now: int, limits: FeedLimits
 ) -> tuple[list[Finding], dict[int, int]]:
     """Whole interfaces that are silent, which shows long before each of their feeds by itself does."""
     findings: list[Finding] = []
     silent: dict[int, int] = {}
-    panels = _panels(ledger)
-    if not panels:
-        return findings, silent
-    known = start - usual.first
-    count, good = ledger.counts(usual.first, start), ledger.usable(usual.first, start)
-    members = [list(panel.members) for panel in panels]
-    mean = np.array([usual.mean[m].sum(axis=0) for m in members])
-    left = np.array(
-        [np.where(good[m], count[m] - usual.mean[m][:, :known], np.nan).sum(axis=0) for m in members]
-    )
-    together = Expected(usual.first, mean, *_wandering(left, mean[:, :known]))
-    for k, m in enumerate(members):
-        begin = max(int(ledger.last[m].max()), usual.first * HOUR_US)
+    for group in _panels(ledger):
+        begin = max(int(ledger.last[list(group)].max()), usual.first * HOUR_US)
         if now - begin < limits.least_us:
             continue
-        chance = together.chance_of_nothing(k, begin, now)
+        together = _together_expected(ledger, usual, group, start)
+        chance = together.chance_of_nothing(0, begin, now)
         if chance < limits.silence / len(ledger.feeds):
-            findings.append(_silent_panel(ledger, together, k, panels[k], begin, now, chance))
-            silent |= dict.fromkeys(m, begin)
+            findings.append(_silent_panel(ledger, together, group, begin, now, chance))
+            silent |= dict.fromkeys(group, begin)
     return findings, silent
 
 
@@ -234,7 +242,8 @@ def _wandering(left: Floats, mean: Floats) -> tuple[Floats, Floats]:
         lump = np.nansum(left**2, axis=1) / np.where(np.isnan(left), 0.0, mean).sum(axis=1)
     lump = np.maximum(np.nan_to_num(lump, nan=1.0), 1.0)
     drift = np.max([_beyond_lumps(left, mean, lump, hours) for hours in SCALES], axis=0)
-    return lump, np.maximum(drift, LEAST_DRIFT)
+    a_day = 24 * mean.mean(axis=1)
+    return lump, np.maximum(drift, LEAST_DRIFT + OF_ONE_PATIENT / np.maximum(a_day, 1.0))
 
 
 def _hour_of_week(hours: Ints, timezone: str) -> Ints:
@@ -262,20 +271,27 @@ def _by(values: Floats, group: Ints, n: int) -> Floats:
 
 
 def _activity(ledger: Ledger, count: Floats, mean: Floats) -> Floats:
-    """How full each feed's site is: the median over its feeds of what they brought in 24 hours over the usual.
+    """How full each feed's site is: what its feeds brought in 24 hours over the usual.
 
-    The median, so that a feed that fails does not lower what is expected of itself or of others.
+    The median of the vital signs, or of the other kinds of feeds, whichever is nearer to 1: a feed that fails does not
+    lower what is expected of itself or of others, nor does an interface that says everything twice raise it.
     """
     day_count, day_mean = _trailing(count, 24), _trailing(mean, 24)
+    known = loader.concepts()
     sites = np.array([site for _, _, site in ledger.feeds])
+    vital = np.array([c in known and known[c].kind == "vital" for _, c, _ in ledger.feeds])
+    busy = np.median(day_mean, axis=1) >= ACTIVE
     activity = np.ones_like(mean)
     for site in np.unique(sites):
-        here = np.flatnonzero(sites == site)
-        busy = here[np.median(day_mean[here], axis=1) >= ACTIVE]
-        if len(busy) < 3:
-            continue
-        ratio = np.median(day_count[busy] / np.maximum(day_mean[busy], 1e-9), axis=0)
-        activity[here] = np.clip(ratio, 0.33, 3.0)
+        told = [np.flatnonzero((sites == site) & busy & kind) for kind in (vital, ~vital)]
+        ratios = [
+            np.clip(np.median(day_count[some] / day_mean[some], axis=0), 0.33, 3.0)
+            for some in told
+            if len(some) >= 3
+        ]
+        if ratios:
+            nearest = np.abs(np.log(ratios)).argmin(axis=0)
+            activity[sites == site] = np.take_along_axis(np.array(ratios), nearest[None, :], axis=0)
     return activity
 
 
@@ -297,7 +313,7 @@ def _beyond_lumps(left: Floats, mean: Floats, lump: Floats, block: int) -> Float
     apart, total = np.where(whole, apart, 0.0), np.where(whole, total, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         extra = ((apart**2).sum(axis=1) - lump * total.sum(axis=1)) / (total**2).sum(axis=1)
-    return np.clip(np.nan_to_num(extra), 0.0, 0.5)
+    return np.asarray(np.clip(np.nan_to_num(extra), 0.0, 0.5), np.float64)
 
 
 def _silences(ledger: Ledger, usual: Expected, now: int, limits: FeedLimits) -> list[tuple[int, int, float]]:
@@ -312,22 +328,26 @@ def _silences(ledger: Ledger, usual: Expected, now: int, limits: FeedLimits) -> 
     return found
 
 
-def _changes(
-    ledger: Ledger, usual: Expected, start: int, now: int, limits: FeedLimits
-) -> Iterator[tuple[int, int, str, float]]:
-    """Feeds whose CUSUM has crossed: feed, first hour of the change, which way, observed over expected since."""
+def _change(
+    ledger: Ledger, usual: Expected, group: Group, start: int, now: int, limits: FeedLimits
+) -> list[tuple[Finding, int]]:
+    """Whether the CUSUM of some feeds has crossed, either way: the finding, and the first hour of the change."""
     stop = now // HOUR_US  # whole hours only
-    skip = start - usual.first
-    count = ledger.counts(start, stop)
-    mean = usual.mean[:, skip : skip + count.shape[1]]
+    count = ledger.counts(start, stop)[list(group)].sum(axis=0)
+    mean = usual.mean[list(group), start - usual.first : stop - usual.first].sum(axis=0)
+    if abs(count.sum() - mean.sum()) < LEAST_APART:
+        return []
+    together = _together_expected(ledger, usual, group, start)
     for kind, ratio in (("feed_thin", limits.thin), ("feed_flood", limits.flood)):
-        gain = (count * np.log(ratio) - (ratio - 1) * mean) / usual.lump[:, None]
-        for f, begin in _crossed(gain, limits.cusum):
-            came, least = float(count[f, begin:].sum()), float(mean[f, begin:].sum())
-            size = came / max(least, 0.5)
-            far = size <= limits.thin_ratio if ratio < 1 else size >= limits.flood_ratio
-            if far and wandering_probability(came, least, usual.drift[f], usual.lump[f]) < limits.chance:
-                yield f, start + begin, kind, size
+        begin = _crossed((count * np.log(ratio) - (ratio - 1) * mean) / together.lump[0], limits.cusum)
+        if begin is None:
+            continue
+        came, least = float(count[begin:].sum()), float(mean[begin:].sum())
+        size = came / max(least, 0.5)
+        far = size <= limits.thin_ratio if ratio < 1 else size >= limits.flood_ratio
+        if far and wandering_probability(came, least, together.drift[0], together.lump[0]) < limits.chance:
+            return [(_changed(ledger, group, start + begin, kind, (came, least)), start + begin)]
+    return []
 
 
 def wandering_probability(count: float, mean: float, drift: float, lump: float = 1.0) -> float:
@@ -341,18 +361,16 @@ def wandering_probability(count: float, mean: float, drift: float, lump: float =
     return min(below, above)
 
 
-def _crossed(gain: Floats, height: float) -> Iterator[tuple[int, int]]:
-    """Rows whose CUSUM ends above the height or has passed it: the row, and where that climb began."""
-    for f, steps in enumerate(gain):
-        path = np.r_[0.0, np.cumsum(steps)]
-        climb = path - np.minimum.accumulate(path)
-        peak = int(np.argmax(climb))
-        if climb[peak] > height:
-            yield f, int(np.argmin(path[: peak + 1]))
+def _crossed(steps: Floats, height: float) -> int | None:
+    """Where the climb of a CUSUM past the height began; None where it never came so high."""
+    path = np.r_[0.0, np.cumsum(steps)]
+    climb = path - np.minimum.accumulate(path)
+    peak = int(np.argmax(climb))
+    return int(np.argmin(path[: peak + 1])) if climb[peak] > height else None
 
 
 def _silent(
-    ledger: Ledger, usual: Expected, silence: tuple[int, int, float], start: int, now: int, limits: FeedLimits
+    ledger: Ledger, usual: Expected, silence: tuple[int, int, float], now: int, limits: FeedLimits
 ) -> Finding:
     f, begin, chance = silence
     _, concept, _ = ledger.feeds[f]
@@ -367,20 +385,20 @@ def _silent(
         action=_ACTION["feed_down"],
         since=_instant(begin),
         features=(concept,),
-        trend=_trend(ledger, f, start, now),
     )
 
 
 def _silent_panel(
-    ledger: Ledger, together: Expected, k: int, panel: _Panel, begin: int, now: int, chance: float
+    ledger: Ledger, together: Expected, group: Group, begin: int, now: int, chance: float
 ) -> Finding:
-    concepts = tuple(ledger.feeds[f][1] for f in panel.members)
+    concepts = tuple(ledger.feeds[f][1] for f in group)
+    kind = loader.concepts()[concepts[0]].kind
     return Finding(
         kind="feed_down",
         severity=ALARM,
-        what=f"All {len(concepts)} {_KINDS.get(panel.name, panel.name)} feeds: nothing has come for "
-        f"{_long(now - begin)}; {together.between(k, begin, now).sum():,.0f} facts were to be expected.",
-        where=_where(ledger, panel.members[0]),
+        what=f"All {len(concepts)} {_KINDS.get(kind, kind)} feeds: nothing has come for "
+        f"{_long(now - begin)}; {together.between(0, begin, now).sum():,.0f} facts were to be expected.",
+        where=_where(ledger, group[0]),
         certainty=f"chance {_p(chance)} at this hour of the week; facts that come together counted as one",
         action=_ACTION["feed_down"],
         since=_instant(begin),
@@ -388,23 +406,19 @@ def _silent_panel(
     )
 
 
-def _changed(
-    ledger: Ledger, f: int, begin: int, kind: str, size: float, usual: Expected, start: int, now: int
-) -> Finding:
-    _, concept, _ = ledger.feeds[f]
-    mean = usual.mean[f, begin - usual.first :].sum()
-    count = ledger.counts(begin, now // HOUR_US + 1)[f].sum()
-    serious = size >= 3 or size <= 0.6
+def _changed(ledger: Ledger, group: Group, begin: int, kind: str, sizes: tuple[float, float]) -> Finding:
+    source, concept, _ = ledger.feeds[group[0]]
+    came, least = sizes
+    ratio = came / max(least, 0.5)
     return Finding(
         kind=kind,
-        severity=ALARM if serious else WATCH,
-        what=f"{label(concept)}: {count:,.0f} came where {mean:,.0f} are usual ({size:.2g} times).",
-        where=_where(ledger, f),
+        severity=ALARM if ratio >= 3 or ratio <= 0.6 else WATCH,
+        what=f"{label(concept)}: {came:,.0f} came where {least:,.0f} are usual ({ratio:.2g} times).",
+        where=_where(ledger, group[0]) if len(group) == 1 else f"all units, source {source}",
         certainty="cumulated log likelihood ratio past its limit: once in many years by chance",
         action=_ACTION[kind],
         since=_instant(begin * HOUR_US),
         features=(concept,),
-        trend=_trend(ledger, f, start, now),
     )
 
 
@@ -447,7 +461,6 @@ def _together(alike: Sequence[Finding]) -> Finding:
         action=first.action,
         since=first.since,
         features=tuple(f.features[0] for f in alike),
-        trend=first.trend,
     )
 
 
@@ -461,7 +474,7 @@ def _rejected(ledger: Ledger, first: int, start: int, stop: int, limits: FeedLim
     odd = (share > usual + limits.rejected) & (p < 1e-6) & (aside.sum(axis=1) >= 5)
     return [
         _rejecting(ledger, f, n[f], aside[f], float(usual[f]), float(p[f]), start)
-        for f in np.flatnonzero(odd)
+        for f in np.flatnonzero(odd).tolist()
     ]
 
 
@@ -476,7 +489,7 @@ def _rejecting(
     return Finding(
         kind="rejected_more",
         severity=ALARM if share >= 0.1 else WATCH,
-        what=f"{name}: {share:.0%} of what came could not be used, {usual:.1%} is usual.",
+        what=f"{name}: {share:.0%} of what came could not be used as it came, {usual:.1%} is usual.",
         where=_where(ledger, f),
         certainty=f"p {_p(p)}; {aside.sum():,.0f} of {n.sum():,.0f}",
         action=_ACTION["rejected_more"],
@@ -554,10 +567,6 @@ def _where(ledger: Ledger, f: int) -> str:
 
 def _place(source: str, site: str) -> str:
     return f"{f'unit {site}' if site else 'no unit stated'}, source {source}"
-
-
-def _trend(ledger: Ledger, f: int, start: int, now: int) -> tuple[float | None, ...]:
-    return tuple(ledger.counts(start, now // HOUR_US + 1)[f].tolist())
 
 
 def _instant(micros: int) -> datetime:

@@ -67,7 +67,11 @@ def judge(
     said: dict[tuple[object, ...], Finding] = {}
     for finding in mixed:
         said.setdefault((finding.features, finding.where), finding)
-    return Intake([*looked.findings, *said.values()], looked.ledger, looked.down)
+    explained = set(said)
+    others = [
+        f for f in looked.findings if f.kind != "rejected_more" or (f.features, f.where) not in explained
+    ]
+    return Intake([*others, *said.values()], looked.ledger, looked.down)
 
 
 def look(store: Store, home: Path, now: int, timezone: str = "UTC") -> Intake:

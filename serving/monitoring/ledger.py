@@ -55,7 +55,8 @@ class Ledger:
     feeds : tuple of Feed
         ``feed`` in the tables is the place in here.
     tally : DataFrame ``feed, hour, n, aside, ahead, delay``
-        Facts that came, those set aside, those dated later than they came, and the sum of their delays in minutes.
+        Facts that came, those set aside or repaired, those dated later than they came, and the sum of their delays
+        in minutes.
     values : DataFrame ``feed, hour, bin, n``
     last : shape (n_feeds,), microseconds
         When the newest fact came.
@@ -111,19 +112,21 @@ class Ledger:
         ]
         feeds = dict.fromkeys((*self.feeds, *named))
         place = {name: k for k, name in enumerate(feeds)}
-        return tuple(feeds), np.array([place[n] for n in named], np.int64)[number] if len(facts) else number
+        where = np.array([place[n] for n in named], np.int64)
+        return tuple(feeds), np.asarray(where[number] if len(facts) else number, np.int64)
 
     def _pruned(self) -> Ledger:
         """Forget what is older than :data:`KEEP_H`."""
         oldest = self.until // HOUR_US - KEEP_H
         if oldest * HOUR_US <= self.since:
             return self
-        late = {
-            name: table[(table["hour"] >= oldest).to_numpy()].reset_index(drop=True)
-            for name, table in (("tally", self.tally), ("values", self.values), ("excused", self.excused))
-            if table is not None
-        }
-        return replace(self, since=oldest * HOUR_US, **late)
+        return replace(
+            self,
+            since=oldest * HOUR_US,
+            tally=_from(self.tally, oldest),
+            values=_from(self.values, oldest),
+            excused=None if self.excused is None else _from(self.excused, oldest),
+        )
 
     def excuse(self, feeds: Ints, hours: Ints) -> Ledger:
         """Mark hours of feeds as no example of what is usual."""
@@ -199,7 +202,8 @@ def facts_of(events: pd.DataFrame) -> pd.DataFrame:
     """The store's events (:data:`serving.store.arrivals.COLUMNS` and ``ward``) as :data:`FACTS`.
 
     A value that was set aside as impossible is kept in the canonical unit: the very mistakes that are looked for make
-    values impossible. History loaded in bulk is left out.
+    values impossible. ``aside`` is also said of a value that only a repair made usable. History loaded in bulk is left
+    out.
     """
     live = (events["received_time"] - events["available_time"] < BACKFILL_US).to_numpy()
     events = events[live].reset_index(drop=True)
@@ -208,6 +212,7 @@ def facts_of(events: pd.DataFrame) -> pd.DataFrame:
     about = _reading(pair.take(np.unique(number, return_index=True)[1])).take(number).reset_index(drop=True)
     converted = events["raw_value"] * about["factor"] + about["offset"]
     concept = events["concept"].astype(object)
+    repaired = (converted - events["numeric_value"]).abs() > 1e-6 * converted.abs()
     return pd.DataFrame(
         {
             "received": events["received_time"].astype(np.int64),
@@ -217,7 +222,7 @@ def facts_of(events: pd.DataFrame) -> pd.DataFrame:
             "concept": concept.where(concept.notna(), about["concept"]).astype("str"),
             "site": events["ward"].astype("str"),
             "value": events["numeric_value"].where(events["numeric_value"].notna(), converted),
-            "aside": events["reason"].notna(),
+            "aside": events["reason"].notna() | repaired,
         }
     )
 
@@ -251,6 +256,10 @@ def _histogram(facts: pd.DataFrame, feed: Ints, hour: Ints) -> pd.DataFrame:
     value = facts["value"].to_numpy(np.float64)
     known = np.isfinite(value)
     return pd.DataFrame({"feed": feed[known], "hour": hour[known], "bin": bin_of(value[known]), "n": 1})
+
+
+def _from(table: pd.DataFrame, hour: int) -> pd.DataFrame:
+    return table[(table["hour"] >= hour).to_numpy()].reset_index(drop=True)
 
 
 def _summed(tables: list[pd.DataFrame], keys: list[str]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -18,8 +19,8 @@ from features.clock import HOUR_US
 from serving.monitoring.feeds import label
 from serving.monitoring.findings import ALARM, Finding
 from serving.monitoring.inputs import DECIMAL, MixUp
-from serving.monitoring.ledger import N_BINS, POSITIVE, ZERO, Ledger, bin_of, middle_of
-from serving.monitoring.statistics import Floats
+from serving.monitoring.ledger import N_BINS, PER_DECADE, POSITIVE, Ledger, bin_of, middle_of
+from serving.monitoring.statistics import Floats, Ints
 
 LEAST_BEFORE: Final = 300.0
 """Values a site needs behind it before its present ones are judged."""
@@ -110,13 +111,17 @@ def density(count: Floats) -> Floats:
 def image(count: Floats, mix_up: MixUp) -> Floats:
     """The same values as they look after a mistake: counts by bin."""
     moved = np.zeros(N_BINS)
-    used = np.flatnonzero(count)
-    middle = middle_of(used)
-    width = 10 ** (1 / 20)
-    for part in SUB:
-        value = np.where(used == ZERO, 0.0, middle * width ** (part - 0.5))
-        np.add.at(moved, bin_of(value * mix_up.factor + mix_up.offset), count[used] / len(SUB))
+    for bins in _moves(mix_up):
+        moved += np.bincount(bins, count / len(SUB), N_BINS)
     return moved
+
+
+@lru_cache(maxsize=1024)
+def _moves(mix_up: MixUp) -> tuple[Ints, ...]:
+    """Where each eighth of each bin comes to lie."""
+    bins = np.arange(N_BINS)
+    middle, width = middle_of(bins), 10 ** (1 / PER_DECADE)
+    return tuple(bin_of(middle * width ** (part - 0.5) * mix_up.factor + mix_up.offset) for part in SUB)
 
 
 def _best_share(today: Floats, usual: Floats, wrong: Floats) -> tuple[float, float]:
@@ -154,8 +159,9 @@ def _by_hour(ledger: Ledger, f: int, mixed: Mixed, start: int, stop: int) -> tup
     """Values by hour, and how many of them are owed to the mistake."""
     rows = ledger.values[(ledger.values["feed"] == f) & ledger.values["hour"].between(start, stop - 1)]
     hour, count = rows["hour"].to_numpy(np.int64) - start, rows["n"].to_numpy(np.float64)
-    n = np.bincount(hour, count, stop - start)
-    return n, np.bincount(hour, count * mixed.owed[rows["bin"].to_numpy(np.int64)], stop - start)
+    wrong = count * mixed.owed[rows["bin"].to_numpy(np.int64)]
+    n, owed = (np.bincount(hour, weights, stop - start).astype(np.float64) for weights in (count, wrong))
+    return n, owed
 
 
 def _begin(n: Floats, owed: Floats, share: float, start: int) -> datetime:
