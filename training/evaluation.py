@@ -113,7 +113,7 @@ def evaluate(judged: Judged, replicates: int = REPLICATES, seed: int = SEED) -> 
         alerts.append(where | _alerts(judged, rows, hours, replicates, rng))
         if judged.policy is not None:
             operating.append(
-                where | {"points": _operating(judged, rows, hours, hospital == "all", replicates, rng)}
+                where | {"points": operating_of(judged, rows, hours, hospital == "all", replicates, rng)}
             )
     method = "95 %, bootstrap percentiles; of ICI, E50, E90 and reliability, re-centred on the figure"
     parts: dict[str, Any] = {
@@ -215,9 +215,10 @@ def _alerts(
     return _told(stays.paged(judged.page[whole]), replicates, rng)
 
 
-def _operating(
+def operating_of(
     judged: Judged, rows: Bools, hours: str, budgets: bool, replicates: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
+    """Pages at fixed sensitivities, and with ``budgets`` at fixed numbers per 100 patient-days, with intervals."""
     whole, stays = _stays(judged, rows, hours)
     page = judged.paging(whole, judged.probability)
     points = operating_points(
@@ -227,7 +228,15 @@ def _operating(
 
 
 def abstention_table(judged: Judged) -> list[dict[str, Any]]:
-    """What withholding the indeterminate scores costs and gains, by hospital and hours.
+    """:func:`withheld` by hospital and hours."""
+    return [
+        {"hospital": hospital, "hours": hours} | withheld(judged, rows, hours)
+        for hospital, hours, rows in _strata(judged)
+    ]
+
+
+def withheld(judged: Judged, rows: Bools, hours: str) -> dict[str, Any]:
+    """What withholding the indeterminate scores costs and gains.
 
     ``rows`` and ``septic_rows`` are shares withheld, of scored rows and of the positive ones among them. Each point
     compares the pages at one sensitivity with nothing withheld and with the indeterminate rows silent, so that a
@@ -237,20 +246,15 @@ def abstention_table(judged: Judged) -> list[dict[str, Any]]:
     assert silent is not None  # noqa: S101  # asked before
     left = np.where(silent, np.nan, judged.probability)
     gain = metrics.utility_gain(judged.patient, judged.hour, judged.label)
-    found = []
-    for hospital, hours, rows in _strata(judged):
-        seen = rows & ~np.isnan(judged.probability)
-        entry: dict[str, Any] = {
-            "hospital": hospital,
-            "hours": hours,
-            "rows": _mean(silent[seen]),
-            "septic_rows": _mean(silent[seen & (judged.label == 1)]),
-            "utility": metrics.normalized_utility(gain[rows], judged.alarm[rows]),
-            "utility_withheld": metrics.normalized_utility(gain[rows], (judged.alarm & ~silent)[rows]),
-        }
-        if judged.policy is not None:
-            entry["points"] = _withheld_points(judged, left, rows, hours)
-        found.append(entry)
+    seen = rows & ~np.isnan(judged.probability)
+    found: dict[str, Any] = {
+        "rows": _mean(silent[seen]),
+        "septic_rows": _mean(silent[seen & (judged.label == 1)]),
+        "utility": metrics.normalized_utility(gain[rows], judged.alarm[rows]),
+        "utility_withheld": metrics.normalized_utility(gain[rows], (judged.alarm & ~silent)[rows]),
+    }
+    if judged.policy is not None:
+        found["points"] = _withheld_points(judged, left, rows, hours)
     return found
 
 

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from features.errors import ConfigError, DataError, SpecError
 from models import metrics, parity
+from models.abstention import Abstention, known_of, laboratory
 from models.alerting import Stays
 from models.bundle import Bundle, mean_of_members, write_bundle
 from models.calibration import Calibrator, choose
@@ -35,8 +36,21 @@ from models.spec import Spec
 from training import policies
 from training.ablation import SEARCH, ablation, blinded, time_told, trials
 from training.cohort import Cohort, read_cohort
-from training.evaluation import EARLY_H, Judged, bands, clean_json, evaluate, page_rows, rival_scores
+from training.evaluation import (
+    EARLY_H,
+    Judged,
+    bands,
+    calibration_table,
+    clean_json,
+    evaluate,
+    operating_of,
+    page_rows,
+    rival_scores,
+    withheld,
+)
+from training.explaining import explanation
 from training.members import Member, kind_of, members
+from training.recalibration import rehearsed
 from training.sites import LABEL, SOURCES, read_site
 
 Floats = npt.NDArray[np.float64]
@@ -45,6 +59,7 @@ Bools = npt.NDArray[np.bool_]
 
 SPEC: Final = Path(__file__).resolve().parent.parent / "models" / "sepsis" / "spec.toml"
 SITE_SPEC: Final = SPEC.with_name("site.toml")
+TRANSFER_REPLICATES: Final = 100
 PROFILE_ROWS: Final = 100_000
 INFLUENCE_ROWS: Final = 1_000
 BINNED: Final = {"max_bin": 127, "feature_pre_filter": False, "verbose": -1}
@@ -157,6 +172,9 @@ def _fit_and_write(
         chosen: list[AlertPolicy] = []
         judged = judge(cohort, raw, fold, spec, chosen)
         evaluation = evaluate(judged, training["replicates"]) | {"method": _method(training)}
+        evaluation["calibration"] = clean_json(
+            calibration_table(raw, cohort.label, fold, cohort.hour, cohort.site)
+        )
         evaluation["paging"] = paging(cohort, judged, fold, chosen, spec)
         evaluation["ablation"] = ablation(cohort, each, fold, spec)
         evaluation["time_told"] = clean_json(time_told(cohort, fold, spec, threads))
@@ -164,6 +182,9 @@ def _fit_and_write(
         evaluation["transfer"] = transfer(cohort, fold, spec, threads)
     with _stage(bars, "fitting on everyone"):
         boosters = fit(cohort, cohort.scored, spec, threads)
+    with _stage(bars, "explaining"):
+        told = explanation(_contributions_of(boosters), cohort, spec, training["seed"])
+        evaluation["explanation"] = clean_json(told)
     evaluation["cost"] = cost(time.monotonic() - began, threads)
     with _stage(bars, "writing the bundle"):
         return _write(cohort, raw, fold, boosters, evaluation, spec, output), evaluation
@@ -278,6 +299,7 @@ class Decided:
     utility: float
     policy: AlertPolicy
     rivals: dict[str, float]
+    abstention: Abstention
 
 
 def decide(cohort: Cohort, raw: Floats, fold: Ints, rows: Bools, spec: Spec) -> Decided:
@@ -294,7 +316,15 @@ def decide(cohort: Cohort, raw: Floats, fold: Ints, rows: Bools, spec: Spec) -> 
         metrics.best_threshold(probability[judged_on], gain[judged_on]),
         page_policy(cohort, probability, rows, spec),
         {name: metrics.best_threshold(score, gain[rows]) for name, score in humble.items()},
+        Abstention.fit(
+            laboratory(spec.features.names), _known(cohort, spec)[known], raw[known], cohort.label[known]
+        ),
     )
+
+
+def _known(cohort: Cohort, spec: Spec) -> Ints:
+    """How many laboratory quantities each row knows, which abstention asks."""
+    return known_of(cohort.matrix, spec.features.names, laboratory(spec.features.names))
 
 
 def _rivals(cohort: Cohort, spec: Spec) -> dict[str, Floats]:
@@ -338,8 +368,8 @@ def judge(
     ``chosen``, where it is given, receives the paging policy of each fold.
     """
     probability = np.full(len(raw), np.nan)
-    alarm, page = np.zeros(len(raw), dtype=np.bool_), np.zeros(len(raw), dtype=np.bool_)
-    columns = _rivals(cohort, spec)
+    alarm, page, silent = (np.zeros(len(raw), dtype=np.bool_) for _ in range(3))
+    known, columns = _known(cohort, spec), _rivals(cohort, spec)
     rival_alarms = {name: np.zeros(len(raw), dtype=np.bool_) for name in columns}
     for k in range(int(fold.max()) + 1):
         mine = fold == k
@@ -348,11 +378,13 @@ def judge(
             chosen.append(decided.policy)
         probability[mine] = decided.calibrator.apply(raw[mine])
         alarm[mine] = probability[mine] >= decided.utility
+        silent[mine] = decided.abstention.withheld(known[mine], raw[mine])
         page[mine] = page_rows(cohort.patient[mine], cohort.hour[mine], probability[mine], decided.policy)
         for name, score in columns.items():
             rival_alarms[name][mine] = score[mine] >= decided.rivals[name]
     rivals = {name: (columns[name], rival_alarms[name]) for name in columns}
-    return Judged(cohort.patient, cohort.hour, cohort.label, cohort.site, probability, alarm, page, rivals)
+    seen = (cohort.patient, cohort.hour, cohort.label, cohort.site)
+    return Judged(*seen, probability, alarm, page, rivals, cohort.groups, decided.policy, silent)
 
 
 def transfer(cohort: Cohort, fold: Ints, spec: Spec, threads: int) -> list[dict[str, Any]]:
@@ -362,34 +394,49 @@ def transfer(cohort: Cohort, fold: Ints, spec: Spec, threads: int) -> list[dict[
     hospital is tested. Left out where those have too few outcomes to calibrate on.
     """
     sites = np.unique(cohort.site.astype(str))
-    gain = metrics.utility_gain(cohort.patient, cohort.hour, cohort.label)
     rows: list[dict[str, Any]] = []
     for site in sites if len(sites) > 1 else []:
         here = np.asarray(cohort.site == site)
         try:
-            probability, alarm = _from_elsewhere(cohort, here, fold, spec, threads)
+            raw, decided = _from_elsewhere(cohort, here, fold, spec, threads)
         except DataError:
             continue
-        scored = metrics.Scored(cohort.patient, cohort.label, probability, alarm, gain)
-        for hours, band in bands(cohort.hour):
-            about = {
-                "trained_on": ", ".join(s for s in sites if s != site),
-                "tested_on": site,
-                "hours": hours,
-            }
-            rows.append(about | {"measures": scored.where(here & band).measure()})
+        about = {"trained_on": ", ".join(s for s in sites if s != site), "tested_on": site}
+        rows += [about | found for found in _transferred(cohort, here, raw, decided, spec)]
     return list(clean_json(rows))
+
+
+def _transferred(
+    cohort: Cohort, here: Bools, raw: Floats, decided: Decided, spec: Spec
+) -> Iterator[dict[str, Any]]:
+    """Measures, pages at fixed sensitivities, what abstention does, and what a thousand local stays repair."""
+    probability = decided.calibrator.apply(raw)
+    alarm = probability >= decided.utility
+    gain = metrics.utility_gain(cohort.patient, cohort.hour, cohort.label)
+    scored = metrics.Scored(cohort.patient, cohort.label, probability, alarm, gain)
+    silent = decided.abstention.withheld(_known(cohort, spec), raw)
+    seen = (cohort.patient, cohort.hour, cohort.label, cohort.site)
+    judged = Judged(*seen, probability, alarm, alarm, {}, {}, decided.policy, silent)
+    local = here & ~np.isnan(raw)
+    seed = spec.section("training")["seed"]
+    for hours, band in bands(cohort.hour):
+        found: dict[str, Any] = {"hours": hours, "measures": scored.where(here & band).measure()}
+        rng = np.random.default_rng(seed)
+        found["points"] = operating_of(judged, here & band, hours, False, TRANSFER_REPLICATES, rng)
+        found["abstention"] = withheld(judged, here & band, hours)
+        if hours == "all":
+            part = (raw[local], cohort.label[local], cohort.patient[local])
+            found["recalibrated"] = rehearsed(decided.calibrator, *part, seed)
+        yield found
 
 
 def _from_elsewhere(
     cohort: Cohort, here: Bools, fold: Ints, spec: Spec, threads: int
-) -> tuple[Floats, Bools]:
-    """Probabilities and alarms for the patients of one hospital from a model of the others."""
+) -> tuple[Floats, Decided]:
+    """Raw scores of the patients of one hospital from a model of the others, and what those decided."""
     held = ~here & (fold == 0)
     raw = predicted(fit(cohort, ~here & ~held, spec, threads), cohort, here | held, threads)
-    decided = decide(cohort, raw, cohort.patient % spec.section("training")["folds"], held, spec)
-    probability = decided.calibrator.apply(raw)
-    return probability, probability >= decided.utility
+    return raw, decide(cohort, raw, cohort.patient % spec.section("training")["folds"], held, spec)
 
 
 def _method(training: dict[str, Any]) -> str:
@@ -420,6 +467,10 @@ def _write(
     decided = decide(cohort, raw, fold, np.ones(len(raw), dtype=np.bool_), spec)
     rng = np.random.default_rng(spec.section("training")["seed"])
     scored = np.flatnonzero(cohort.scored)
+    fitted = (raw[scored], cohort.label[scored], np.unique(cohort.patient[scored], return_inverse=True)[1])
+    calibrator = decided.calibrator.with_band(
+        *fitted, np.random.default_rng(spec.section("training")["seed"])
+    )
     some = np.sort(rng.choice(scored, min(PROFILE_ROWS, len(scored)), replace=False))
     decision = clean_decision(decided, spec)
     influence = influences(
@@ -439,7 +490,8 @@ def _write(
             "reference": reference,
             "evaluation": evaluation | {"influence": clean_json(influence)},
             "data": data,
-            "calibrator": decided.calibrator.to_dict(),
+            "calibrator": calibrator.to_dict(),
+            "abstention": decided.abstention.to_dict(),
             "decision": decision,
             "parity": parity.sheet(reference, spec.features.names, _raw_of(boosters)),
         },
@@ -452,6 +504,12 @@ def _write(
             influence=influence,
         ),
     )
+
+
+def _contributions_of(
+    boosters: Mapping[str, lgb.Booster],
+) -> Callable[[npt.NDArray[np.float32]], Floats]:
+    return lambda matrix: mean_of_members(list(boosters.values()), matrix, 1, pred_contrib=True)
 
 
 def _raw_of(boosters: Mapping[str, lgb.Booster]) -> Callable[[npt.NDArray[np.float32]], Floats]:
@@ -474,7 +532,7 @@ def influences(
     boosters: Mapping[str, lgb.Booster], matrix: npt.NDArray[np.float32], spec: Spec
 ) -> dict[str, float]:
     """Share of the absolute TreeSHAP contributions by kind of feature: clock, process, vital signs, laboratory, …"""
-    values = mean_of_members(list(boosters.values()), matrix, 1, pred_contrib=True)[:, :-1]
+    values = _contributions_of(boosters)(matrix)[:, :-1]
     weight = np.abs(values).sum(axis=0)
     shares: dict[str, float] = {}
     for name, w in zip(spec.features.names, weight, strict=True):
