@@ -141,6 +141,8 @@ def parse_time(text: str, timezone: str) -> pd.Timestamp:
         at = pd.Timestamp(datetime.fromisoformat(text))
     except ValueError:
         raise DataError("`at` is not a time. Write for example 2026-01-12T08:00.") from None
+    if not 1900 <= at.year < 2200:
+        raise DataError("`at` lies outside the years 1900 to 2199. Write for example 2026-01-12T08:00.")
     if at.tzinfo is None:
         at = at.tz_localize(ZoneInfo(timezone), ambiguous=True, nonexistent="shift_forward")
     return at.tz_convert("UTC")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from zoneinfo import ZoneInfo
 
 import pandas as pd
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from features.errors import SpecError, WardcastError
@@ -36,6 +36,7 @@ At = Annotated[
     ),
 ]
 Form = Literal["html", "pdf", "xlsx", "csv", "json"]
+Day = Annotated[date, Path(ge=date(1900, 1, 1), le=date(2199, 12, 31))]
 ClockTime = Annotated[
     str | None,
     Query(
@@ -67,7 +68,7 @@ def router(service_state: Any) -> APIRouter:
             return JSONResponse(desk.forecast(at, 0).to_dict())
         return _file(desk.forecast(at, RECORD_DAYS), format, desk.site)
 
-    def huddle(request: Request, day: date, time: ClockTime = None, format: Form = "html") -> Response:
+    def huddle(request: Request, day: Day, time: ClockTime = None, format: Form = "html") -> Response:
         """The report of one day's huddle, made from what was known then."""
         return _file(desk.forecast(desk.huddle(day, time), RECORD_DAYS), format, desk.site)
 
