@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from models.judgement import elsewhere, more
 from models.spec import Spec
+from models.tables import markdown, number, with_interval
 
 Table = Mapping[str, Any]
 
@@ -20,7 +22,13 @@ MEASURES: Final = {
 }
 RANKING: Final = ("utility", "auroc", "auprc")
 CALIBRATION: Final = ("brier", "ici", "slope", "observed_expected")
-RIVALS: Final = {"clock": "hours in intensive care alone", "sirs": "SIRS, partial", "news2": "NEWS2, partial"}
+RIVALS: Final = {
+    "clock": "hours in intensive care alone",
+    "sirs": "SIRS, partial",
+    "qsofa": "qSOFA, partial",
+    "news2": "NEWS2, partial",
+    "sofa": "SOFA, partial",
+}
 
 PAGES: Final = (
     "Pages up to onset. Sensitivity: septic stays paged at all, and paged within the last 12 h before onset; stays "
@@ -45,6 +53,8 @@ CHALLENGE: Final = frozenset(
 """SHA-256 of setA.parquet and setB.parquet, the development part of the challenge's training sets."""
 
 CUT: Final = "Stays in PhysioNet 2019 were cut so that length gives sepsis away. "
+BARS: Final = 12
+"""Concepts in the plot of what moves scores."""
 FEW_SEPTIC: Final = 200
 """Below so many septic persons a card says that its figures mean little."""
 
@@ -53,29 +63,6 @@ CHALLENGE_NAME: Final = (
 )
 CHALLENGE_HELD: Final = " Part of each hospital's patients is held back from development and was not seen."
 UNKNOWN_NAME: Final = "Data in the format of the PhysioNet/Computing in Cardiology Challenge 2019"
-
-
-def number(value: float | None, digits: int) -> str:
-    """A figure for people; a dash where it could not be had."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def with_interval(measure: Sequence[float | None], digits: int) -> str:
-    """``0.42 (0.40–0.44)``; the figure alone where it has no interval."""
-    value, low, high = measure
-    if value is None or low is None or high is None:
-        return number(value, digits)
-    return f"{value:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it also reads as plain text."""
-    width = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(str(c).ljust(w) for c, w in zip(cells, width, strict=True)) + " |"
-
-    return "\n".join([line(head), "|" + "|".join("-" * (w + 2) for w in width) + "|", *map(line, rows)])
 
 
 def evaluation_text(evaluation: Table) -> str:
@@ -87,7 +74,7 @@ def evaluation_text(evaluation: Table) -> str:
         "2019, 0 silence, 1 best; within the first 48 h it is normalised by the best attainable in those hours. ICI, "
         "slope and O/E judge calibration (0, 1, 1 are perfect); the ICI has a re-centred percentile interval."
     )
-    return "\n\n".join([*(p for p in parts if p), note])
+    return "\n\n".join([*(p for p in parts if p), note, *more(evaluation)])
 
 
 def _measures(evaluation: Table) -> str:
@@ -171,7 +158,7 @@ def sepsis_card(
         "## How it was judged\n\n" + evaluation["method"] + "\n\n" + evaluation_text(evaluation),
         "## The clock in these data\n\n"
         + _clock(spec, evaluation, CUT if data["source"] == "physionet2019" else ""),
-        "## What moves the score\n\n" + _influence(spec, influence),
+        "## What moves the score\n\n" + _influence(spec, influence, evaluation.get("explanation", {})),
         "## What it took\n\n" + _cost(evaluation),
         "## Probability, alert and page\n\n" + _decision(decision, evaluation),
         "## How far to trust it\n\n" + _limits(data, evaluation),
@@ -342,12 +329,40 @@ def _ablation(evaluation: Table) -> str:
     )
 
 
-def _influence(spec: Spec, influence: Table) -> str:
+def _influence(spec: Spec, influence: Table, explanation: Table) -> str:
     rows = [[kind, f"{share:.1%}"] for kind, share in sorted(influence.items(), key=lambda item: -item[1])]
     return (
         "Share of the absolute contributions (exact TreeSHAP, log-odds before calibration) on a sample of "
         "development hours. *Process* is when and how often something was measured, which reflects habits of these "
-        "hospitals as much as illness.\n\n" + markdown(["Kind of feature", "Share"], rows)
+        "hospitals as much as illness.\n\n"
+        + markdown(["Kind of feature", "Share"], rows)
+        + (_reasons(explanation) if explanation else "")
+    )
+
+
+def _reasons(explanation: Table) -> str:
+    """What moves scores by concept, as a small plot in text, and how steady reasons are."""
+    most = max((g["share"] for g in explanation["groups"]), default=1.0)
+    bars = [
+        [g["group"].replace("_", " "), f"{g['share']:.1%}", "█" * max(round(20 * g["share"] / most), 1)]
+        for g in explanation["groups"][:BARS]
+        if g["share"] > 0
+    ]
+    rows = [
+        [
+            name.replace("_", " "),
+            f"{s['pairs']:,}",
+            *(number(s[k], 2) for k in ("overlap", "same_first", "turned")),
+        ]
+        for name, s in explanation["steadiness"].items()
+    ]
+    return (
+        "\n\nThe same by what the features are about, the strongest of all:\n\n"
+        + markdown(["Concept", "Share", ""], bars)
+        + "\n\nReasons from one hour to the next, of the same patient. *Overlap*: Jaccard index of the three strongest "
+        "concepts; *turned*: of the three strongest, felt (0.05 log-odds) in both hours, the share that changed sides. "
+        "*Nothing new*: no measurement in between.\n\n"
+        + markdown(["Between hours", "Pairs", "Overlap", "Same first", "Turned"], rows)
     )
 
 
@@ -452,5 +467,5 @@ def _elsewhere(transfer: Sequence[Table]) -> str:
     head = ["Trained at", "Tested at", "Hours", *(MEASURES[m][0] for m in shown)]
     return (
         f"{text} The same recipe, fitted, calibrated and thresholded at one hospital and tested on all patients of the "
-        f"other:\n\n{markdown(head, rows)}"
-    )
+        f"other:\n\n{markdown(head, rows)}\n\n{elsewhere(transfer)}"
+    ).rstrip()

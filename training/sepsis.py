@@ -28,11 +28,12 @@ from models.abstention import Abstention, known_of, laboratory
 from models.alerting import Stays
 from models.bundle import Bundle, mean_of_members, write_bundle
 from models.calibration import Calibrator, choose
-from models.cards import evaluation_text, sepsis_card, with_interval
+from models.cards import evaluation_text, sepsis_card
 from models.decision import AlertPolicy
 from models.profile import profile
 from models.scope import scope_of
 from models.spec import Spec
+from models.tables import with_interval
 from training import policies
 from training.ablation import SEARCH, ablation, blinded, time_told, trials
 from training.cohort import Cohort, read_cohort

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from models.cards import CHALLENGE, evaluation_text, markdown, number, sepsis_card, with_interval
+from models.cards import CHALLENGE, evaluation_text, sepsis_card
 from models.spec import Spec
+from models.tables import markdown, number, with_interval
 
 
 def measured(utility: float | None) -> dict:
