@@ -30,7 +30,6 @@ A_YEAR: Final = 400
 """Days of history from which a season can be told from a trend."""
 LEAST_DAYS: Final = 28
 TREES: Final = 300
-HOURS_OF_DAY: Final = 24
 FESTIVE: Final = {(12, 24): 1, (12, 25): 2, (12, 26): 3, (12, 27): 4, (12, 31): 5, (1, 1): 6, (1, 2): 7}
 """Days around Christmas that have a shape of their own where Christmas is a holiday."""
 
@@ -225,12 +224,10 @@ def fit(hours: Hours, upto: int, every: int, phase: int, horizon: int, threads: 
     known = _Known.of(hours, expected, pairs)
     centre, scale = _centred(known.numbers)
     counts = hours.counts[pairs.target]
-    once = _one_a_target(pairs)
-    weight = np.exp2(-(upto - pairs.target[once]) / 24 / HALF_LIFE_DAYS)
-    few = _Known(known.level[once], known.same[once], known.numbers[once], known.lead[once])
-    picked = Pairs(pairs.origin[once], pairs.target[once])
-    columns = _columns(hours, few, picked, centre, scale)
-    regression = _regression(5e-3).fit(columns, counts[once], sample_weight=weight)
+    weight = np.exp2(-(upto - pairs.target) / 24 / HALF_LIFE_DAYS)
+    regression = _regression(5e-3).fit(
+        _columns(hours, known, pairs, centre, scale), counts, sample_weight=weight
+    )
     days = len(seen) / 24
     trees = _grow(_facts(hours, known, expected, pairs), counts, threads) if days >= 2 * LEAST_DAYS else None
     return HourlyModel(hours, calendar, regression, trees, centre, scale, 0.5 * min(1.0, days / 365))
@@ -257,18 +254,6 @@ def _training_pairs(hours: Hours, upto: int, every: int, phase: int, horizon: in
     return Pairs(pairs.origin[kept], pairs.target[kept])
 
 
-def _one_a_target(pairs: Pairs) -> npt.NDArray[np.bool_]:
-    """One origin for each target, in turn near and far."""
-    order = np.lexsort((pairs.origin, pairs.target))
-    target = pairs.target[order]
-    start = np.flatnonzero(np.append(True, np.diff(target) > 0))
-    size = np.diff(np.append(start, len(target)))
-    picked = start + (target[start] * 7919) % size
-    out = np.zeros(len(pairs.target), dtype=bool)
-    out[order[picked]] = True
-    return out
-
-
 def _centred(numbers: Floats) -> tuple[Floats, Floats]:
     if numbers.shape[1] == 0 or not len(numbers):
         return np.zeros(numbers.shape[1]), np.ones(numbers.shape[1])
@@ -280,13 +265,10 @@ def _centred(numbers: Floats) -> tuple[Floats, Floats]:
 
 
 def _columns(hours: Hours, known: _Known, pairs: Pairs, centre: Floats, scale: Floats) -> Floats:
-    """Columns of the regression for pairs: calendar, levels near and far, covariates by quarter of the day."""
+    """Columns of the regression for pairs: calendar, levels near and far, covariates in and out of their usual."""
     near = np.exp(-known.lead / 24)[:, None]
     z = np.clip(np.nan_to_num((known.numbers - centre) / scale), -3, 3)
-    quarter = np.eye(4)[hours.facts[pairs.target, 0].astype(int) // 6]
-    season = hours.facts[pairs.target, 2:4]
     blocks = [hours.design[pairs.target], known.level, known.level * near, z, z**2]
-    blocks += [_by(z[:, :8], quarter), _by(z[:, :8], season)]
     return np.concatenate(blocks, axis=1)
 
 

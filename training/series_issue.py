@@ -101,10 +101,13 @@ class Schedule:
                 f"{start:%Y-%m-%d} leaves {first // day:,} days of history, and {least // day + 14} are needed: "
                 f"{least // day} to learn from, 14 to check. Choose a later --from, or give more history."
             )
-        if first >= stop:
+        if start > panel.stamps[-1] + (panel.step if panel.step_h == 1 else pd.Timedelta(0)):
             raise DataError(f"The counts end on {panel.stamps[-1]:%Y-%m-%d}, before --from {start:%Y-%m-%d}.")
-        warm = first - (min(WARM_DAYS * day, first - least) // every) * every
-        origins = np.arange(warm, stop, every)
+        # Winter reports pause in summer: what is issued to learn from falls on days that have reports.
+        reported = np.isfinite(panel.values[:, :first]).any(axis=0)
+        before = np.arange(first - (first - least) // every * every, first, every)
+        warm = before[reported[before]][-(WARM_DAYS * day // every) :]
+        origins = np.concatenate([warm, np.arange(first, stop, every)])
         return cls(origins, int((origins < first).sum()), every, horizon, refit, 7 * day)
 
     def stretches(self) -> Iterator[Ints]:
@@ -208,7 +211,7 @@ def _window(name: str, series: int, counts: Floats, means: Floats, schedule: Sch
     fine = np.full((*due.shape, len(FINE)), np.nan, dtype=np.float32)
     pit = np.full(due.shape, np.nan)
     for week in schedule.weeks():
-        past = _matured(origins, int(origins[week[0]]), schedule)
+        past = _matured(origins, int(origins[week[0]]), schedule.horizon, MEMORY_DAYS * 24 // schedule.every)
         dispersion, correction = _learnt(
             outcome[past], means[past], came[past], due[past], draws[past], window, schedule
         )
@@ -232,9 +235,9 @@ def _window(name: str, series: int, counts: Floats, means: Floats, schedule: Sch
     )  # fmt: skip
 
 
-def _matured(origins: Ints, now: int, schedule: Schedule) -> npt.NDArray[np.bool_]:
-    """Origins whose whole horizon had come true by ``now``, of the last year or so."""
-    return (origins + schedule.horizon <= now) & (origins >= now - MEMORY_DAYS * schedule.week // 7)
+def _matured(origins: Ints, now: int, ahead: int, most: int) -> Ints:
+    """Places of the newest origins, at most so many, of which everything ``ahead`` had come true by ``now``."""
+    return np.flatnonzero(origins + ahead <= now)[-most:]
 
 
 def _learnt(
@@ -308,11 +311,11 @@ def _horizon(
     kinds = np.array(panel.quantities)
     for week in schedule.weeks():
         now = int(origins[week[0]])
-        past = (origins + h <= now) & (origins >= now - DAILY_MEMORY)
+        past = _matured(origins, now, h, DAILY_MEMORY // schedule.every)
         for kind in np.unique(kinds):
             rows = np.flatnonzero(kinds == kind)
             block = np.ix_(rows, week)
-            spread, own = _spread(error[np.ix_(rows, np.flatnonzero(past))])
+            spread, own = _spread(error[np.ix_(rows, past)])
             width = scale[block] * own[:, None]
             read = centre[block][..., None] + width[..., None] * spread.quantiles([*STATED, *FINE])
             read = np.maximum(read, 0.0)

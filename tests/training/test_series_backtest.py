@@ -1,0 +1,272 @@
+"""Issuing forecasts of counted series again: honest about time, calibrated on a known truth, written as promised."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from typer.testing import CliRunner
+
+import cli
+from features.errors import DataError
+from features.sources import counts
+from features.sources.covariates import Covariates
+from models.series import QUANTILES, SharedEffect, Spread, count_cdf, count_quantiles
+from training import series_scores
+from training.series_backtest import Asked, Backtested, run
+from training.series_issue import Schedule, issue
+
+DAY_VARIANCE = 0.01
+BY_HOUR = 12 + 9 * np.sin(2 * np.pi * (np.arange(24) - 8) / 24)
+
+
+def hourly_truth(days: int, seed: int, variance: float = DAY_VARIANCE) -> tuple[np.ndarray, np.ndarray]:
+    """Counts by hour and their means before the factor that a day's hours share."""
+    rng = np.random.default_rng(seed)
+    week = np.repeat(np.tile([1.1, 1.0, 0.95, 0.95, 1.0, 1.1, 1.0], days // 7 + 1)[:days], 24)
+    mean = np.tile(BY_HOUR, days) * week
+    shared = np.repeat(rng.gamma(1 / variance, variance, days), 24) if variance else 1.0
+    return rng.poisson(mean * shared), mean
+
+
+def hourly_file(folder: Path, days: int, seed: int = 1) -> Path:
+    stamps = pd.date_range("2025-01-06", periods=24 * days, freq="h")
+    path = folder / "arrivals.parquet"
+    pd.DataFrame({"time": stamps, "arrivals": hourly_truth(days, seed)[0]}).to_parquet(path)
+    return path
+
+
+def daily_file(folder: Path, days: int, sites: int, seed: int = 2) -> Path:
+    """Beds taken: a slow walk, a weekday shape and noise, for hospitals of several sizes."""
+    rng = np.random.default_rng(seed)
+    stamps = pd.date_range("2025-01-06", periods=days, freq="D")
+    shape = np.tile([0.0, 1, 1.5, 1, 0, -2, -2], days // 7 + 1)[:days]
+    parts = []
+    for k in range(sites):
+        size = 80 * (k + 1)
+        walk = np.cumsum(rng.normal(0, 0.15, days)) * np.sqrt(size)
+        value = np.round(size + np.clip(walk, -size / 2, size) + shape * size / 60 + rng.normal(0, 2, days))
+        parts.append(pd.DataFrame({"date": stamps, "hospital": f"H{k}", "beds": value}))
+    path = folder / "beds.csv"
+    pd.concat(parts).to_csv(path, index=False)
+    return path
+
+
+# ------------------------------------------------------------ distributions
+
+
+@pytest.mark.parametrize("dispersion", [0.0, 0.01, 0.2])
+def test_quantiles_of_counts_are_those_of_scipy(dispersion: float):
+    mean = np.random.default_rng(0).gamma(2, 8, 400)
+    if dispersion:
+        theirs = stats.nbinom(1 / dispersion, (1 / (1 + dispersion * mean))[:, None])
+    else:
+        theirs = stats.poisson(mean[:, None])
+    mine = count_quantiles(mean, dispersion, QUANTILES, whole=True)
+    assert (
+        mine != theirs.ppf(np.array(QUANTILES))
+    ).mean() < 0.002  # a mean between two knots may sit on an edge
+    k = np.arange(0.0, 30.0)
+    np.testing.assert_allclose(count_cdf(k, mean[:, None], dispersion), theirs.cdf(k), atol=1e-10)
+
+
+def test_the_effect_that_a_day_shares_is_recovered():
+    y, mean = hourly_truth(900, 3)
+    effect = SharedEffect.fit((y - mean).reshape(-1, 24), mean.reshape(-1, 24))
+    assert effect.day == pytest.approx(DAY_VARIANCE, rel=0.2)
+    assert effect.near < 0.002
+    total = mean.reshape(-1, 24)[:7]
+    widened = effect.dispersion(total)
+    # Var of a day's sum is m + d m²: the 24 hours share nearly all of what they vary by.
+    assert widened == pytest.approx(effect.day, rel=0.2)
+    plain, means = hourly_truth(900, 4, variance=0.0)
+    assert SharedEffect.fit((plain - means).reshape(-1, 24), means.reshape(-1, 24)).day < 0.001
+
+
+def test_few_days_of_errors_widen_a_statement_as_split_conformal_prediction_does():
+    errors = np.linspace(-1, 1, 201)
+    narrow = Spread(errors, 1000.0).quantiles([0.05, 0.95])
+    wide = Spread(errors, 9.0).quantiles([0.05, 0.95])
+    assert narrow == pytest.approx([-0.9, 0.9], abs=0.01)
+    assert wide == pytest.approx([-1.0, 1.0], abs=0.01)  # 0.5 + 0.45 * (1 + 1/9) = 1
+
+
+# ------------------------------------------------------------ nothing of the future
+
+
+def issued(panel: counts.Panel, start: str, until: str, every: int, horizon: int, refit: int) -> pd.DataFrame:
+    schedule = Schedule.of(panel, pd.Timestamp(start), pd.Timestamp(until), every, horizon, refit)
+    made = issue(panel, Covariates(), schedule, 1, lambda _: None)
+    return pd.concat([series_scores.judge(batch, panel, schedule).rows for batch in made], ignore_index=True)
+
+
+def with_another_future(path: Path, stamp: str, cut: pd.Timestamp, shape: str) -> Path:
+    """The same file with every count from ``cut`` on replaced, a series added and half of the rows left out."""
+    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, parse_dates=[stamp])
+    value = table.columns[-1]
+    rng = np.random.default_rng(9)
+    later = (table[stamp] >= cut).to_numpy()
+    table[value] = np.where(later, rng.poisson(7, len(table)) * 31.0, table[value])
+    table = table[~later | (rng.random(len(table)) < 0.5)]
+    other = path.with_name(f"other_{path.name}")
+    if shape == "daily":
+        table = pd.concat([table, table[later[table.index]].assign(hospital="AA")])
+        table.to_csv(other, index=False)
+    else:
+        table.to_parquet(other)
+    return other
+
+
+@pytest.mark.parametrize(
+    ("shape", "start", "cut", "steps"),
+    [
+        ("hourly", "2025-04-01", "2025-04-17", (12, 48, 14 * 24)),
+        ("daily", "2025-06-01", "2025-06-25", (1, 7, 14)),
+    ],
+)
+def test_another_future_changes_no_forecast(
+    tmp_path: Path, shape: str, start: str, cut: str, steps: tuple[int, int, int]
+):
+    if shape == "hourly":
+        path, stamp = hourly_file(tmp_path, 110), "time"
+    else:
+        path, stamp = daily_file(tmp_path, 190, 7), "date"
+    mapping = tmp_path / "site.toml"
+    mapping.write_text('holidays = "GB-ENG"\nbeside = []\n', encoding="utf-8")
+    other = with_another_future(path, stamp, pd.Timestamp(cut), shape)
+    # An hour is not known at its start; a day is known at its origin, so that the last honest one is the day before.
+    until = pd.Timestamp(cut) - pd.Timedelta(days=0 if shape == "hourly" else 1)
+    now, then = (
+        issued(counts.read(p, shape, mapping), start, str(until), *steps).sort_values(
+            ["series", "origin", "target", "window_h"]
+        )
+        for p in (path, other)
+    )
+    assert len(now) > 500
+    assert now["origin"].max() == until
+    pd.testing.assert_frame_equal(
+        now.reset_index(drop=True), then[then["series"] != "AA"].reset_index(drop=True), check_exact=True
+    )
+
+
+# ------------------------------------------------------------ a known truth
+
+
+def test_hours_and_their_sums_are_calibrated_where_days_share_an_effect(tmp_path: Path):
+    asked = Asked("2025-07-07", refit="91d", threads=1)
+    done = run("hourly", hourly_file(tmp_path, 300), tmp_path / "out.parquet", asked, track=False)
+    cells = done.evaluation["figures"]["arrivals"]
+    for window in ("1", "4", "8", "12", "24"):
+        assert 0.86 <= cells[window]["coverage_90_pit"] <= 0.94, window
+        assert cells[window]["exceeded_99"] <= 0.025
+    # Poisson around the weekday's mean knows nothing of the day's factor; its 24 h sums are worst.
+    assert cells["24"]["crps_skill_vs_mean4"] > 0.1
+    assert cells["1"]["pinball_skill_vs_climatology"] > -0.01
+
+
+@pytest.mark.parametrize("sites", [1, 12])
+def test_nine_months_of_days_are_enough_for_intervals_that_hold(tmp_path: Path, sites: int):
+    asked = Asked("2025-10-06", refit="56d", threads=1)
+    done = run("daily", daily_file(tmp_path, 400, sites), tmp_path / "out.parquet", asked, track=False)
+    cells = done.evaluation["figures"]["beds"]
+    covered = [cells[str(h)]["coverage_90_pit"] for h in (1, 3, 7)]
+    assert min(covered) >= (0.84 if sites == 1 else 0.87)
+    assert cells["1"]["mae_skill_vs_mean4"] > 0.3
+    assert cells["7"]["mae_skill_vs_naive"] > -0.05
+
+
+# ------------------------------------------------------------ what is written
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Backtested]:
+    folder = tmp_path_factory.mktemp("backtest")
+    asked = Asked("2025-03-10", until="2025-03-14", threads=1)
+    path = hourly_file(folder, 75)
+    return path, run("hourly", path, folder / "out.parquet", asked, track=False)
+
+
+def test_every_forecast_is_a_row_and_its_target_can_be_looked_up(small: tuple[Path, Backtested]):
+    path, done = small
+    rows = pd.read_parquet(done.output)
+    stated = [f"q{5 * k:02d}" for k in range(1, 20)]
+    assert list(rows.columns) == ["series", "origin", "target", "window_h", "mean", *stated, "cover99"]
+    assert rows.groupby("window_h").size().to_dict() == {
+        1: 432,
+        4: 405,
+        8: 369,
+        12: 333,
+        24: 225,
+    }  # 9 origins
+    assert (np.diff(rows[[*stated, "cover99"]].to_numpy(), axis=1) >= 0).all()
+    single = rows[rows["window_h"] == 1]
+    assert (single["target"] >= single["origin"]).all()
+    assert (single[stated] == single[stated].round()).all(axis=None)
+    # Means of sums are sums of means, so that every window adds up.
+    one = single[single["origin"] == single["origin"].min()].set_index("target")["mean"]
+    eight = rows[(rows["window_h"] == 8) & (rows["origin"] == rows["origin"].min())].set_index("target")[
+        "mean"
+    ]
+    pd.testing.assert_series_equal(one.rolling(8).sum().dropna(), eight, check_names=False)
+    # And the outcome the figures judge by is what the table's own words say.
+    y = pd.read_parquet(path).set_index("time")["arrivals"]
+    near = (
+        rows[rows["window_h"] == 8]
+        .assign(y=lambda t: y.rolling(8).sum().reindex(t["target"]).to_numpy())
+        .dropna()
+    )
+    mae = (near["q50"] - near["y"]).abs().mean()
+    assert done.evaluation["figures"]["arrivals"]["8"]["mae_of_median"] == pytest.approx(mae)
+
+
+def test_figures_and_plots_lie_beside_the_forecasts(small: tuple[Path, Backtested]):
+    _, done = small
+    kept = json.loads(done.output.with_suffix(".json").read_text(encoding="utf-8"))
+    assert kept["schedule"]["refit"] == "28d"
+    assert kept["schedule"]["origins"] == 9
+    names = {p.name for p in done.output.parent.glob("out_*.png")}
+    assert names == {f"out_{kind}_arrivals.png" for kind in ("rpit", "coverage", "skill")}
+    assert "coverage 90 %" in done.summary()
+
+
+def test_the_command_records_a_run_without_rows_or_names(tmp_path: Path, var: Path):
+    args: list[Any] = ["backtest", "beds", "--shape", "daily", "--input", daily_file(tmp_path, 100, 2)]
+    args += [
+        "--from",
+        "2025-04-01",
+        "--until",
+        "2025-04-05",
+        "--output",
+        tmp_path / "o.parquet",
+        "--threads",
+        "1",
+    ]
+    shown = CliRunner().invoke(cli.app, [str(a) for a in args])
+    assert shown.exit_code == 0, shown.output
+    assert "beds:" in shown.output
+    import sqlite3
+
+    with sqlite3.connect(var / "mlflow.db") as store:
+        names = [k for (k,) in store.execute("select distinct key from metrics")]
+        said = "\n".join(str(row) for row in store.execute("select * from params"))
+    assert "beds.1.coverage_90" in names
+    assert not any("H0" in text for text in (*names, said))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Asked("2025-01-20"), "leaves 14 days of history, and 42 are needed"),
+        (Asked("2026-01-20"), "end on 2025-03-21, before --from 2026-01-20"),
+        (Asked("2025-03-10", every="90m"), "--every '90m' is no duration. Write for example 12h"),
+        (Asked("soon"), "--from 'soon' is no date"),
+    ],
+)
+def test_what_cannot_be_issued_is_said_with_what_to_do(tmp_path: Path, asked: Asked, said: str):
+    with pytest.raises(DataError, match=said):
+        run("hourly", hourly_file(tmp_path, 75), tmp_path / "out.parquet", asked, track=False)
