@@ -22,6 +22,7 @@ from features.clock import HOUR_US, STAY_US
 from features.concepts import loader
 from features.featureset import FeatureSet
 from features.windows import FlatEvents, Window
+from models.explanation import concept_groups
 from serving.clock import iso
 
 PLAIN_UNITS: Final = {
@@ -137,16 +138,6 @@ def latest(flat: FlatEvents, encounter: int, now: int) -> dict[str, Latest]:
     return found
 
 
-@lru_cache(maxsize=8)
-def _groups(features: FeatureSet) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Columns by what they are about: a concept, or a ratio or score in its own right."""
-    groups: dict[str, list[int]] = {}
-    for k, name in enumerate(features.names):
-        about = features.windows[k].concept if k < len(features.windows) else name
-        groups.setdefault(about, []).append(k)
-    return tuple((about, tuple(columns)) for about, columns in groups.items())
-
-
 def reasons(
     features: FeatureSet,
     row: npt.NDArray[np.float32],
@@ -170,7 +161,7 @@ def reasons(
     list of Reason, strongest first. Their contributions and the base value add up to the raw score.
     """
     told = []
-    for about, columns in _groups(features):
+    for about, columns in concept_groups(features):
         total = float(sum(contributions[k] for k in columns))
         strongest = max(columns, key=lambda k: abs(contributions[k]))
         told.append(_reason(features, about, strongest, row, total, measured.get(about), now, timezone))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,11 @@ def figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
             curves["recall"], curves["precision"], "Sensitivity", "PPV", "Precision and recall, per hour"
         ),
         "utility_by_hour.png": _utility(curves["utility_by_hour"]),
+        **(
+            {"contributions.png": _contributions(evaluation["explanation"])}
+            if "explanation" in evaluation
+            else {}
+        ),
     }
 
 
@@ -59,4 +65,25 @@ def _utility(curve: Mapping[str, list[float]]) -> Any:
     axes.bar(curve["hour"], curve["attainable"], color="lightgrey", label="attainable")
     axes.bar(curve["hour"], curve["attained"], label="attained")
     axes.legend()
+    return figure
+
+
+def _contributions(explanation: Mapping[str, Any]) -> Any:
+    """SHAP's own summary of what moves scores, by clinical concept; means only, so that nobody is in it."""
+    from matplotlib.figure import Figure
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PendingDeprecationWarning)  # shap's, of Matplotlib, on its import
+        from shap import Explanation
+        from shap.plots import bar
+
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.add_subplot()
+    groups = explanation["groups"]
+    means = Explanation(
+        values=np.array([g["mean"] for g in groups]),
+        feature_names=[g["group"].replace("_", " ") for g in groups],
+    )
+    bar(means, max_display=len(groups), show=False, ax=axes)
+    axes.set(title="What moves the score", xlabel="Mean absolute contribution, log-odds before calibration")
     return figure
