@@ -26,6 +26,7 @@ Bools = npt.NDArray[np.bool_]
 VIEWS: Final = {"no clock": (CLOCK,), "no process": (PROCESS,), "neither": (CLOCK, PROCESS)}
 SEARCH: Final = Path(__file__).resolve().parent.parent / "models" / "sepsis" / "search.csv"
 """What was tried before the released specs were written, each on one fold of the development patients."""
+LATE_H: Final = 60
 SAMPLE: Final = 25_000
 """Rows on which the telling of time is learned, and as many on which it is tested."""
 
@@ -87,7 +88,8 @@ def time_told(cohort: Cohort, fold: Ints, spec: Spec, threads: int) -> dict[str,
 
     Returns
     -------
-    ``r2`` of the logarithm of the hour, and ``auroc`` for being past the 48th: 0 and 0.5 where nothing is betrayed.
+    ``r2`` of the logarithm of the hour, and ``auroc`` for being past the 60th among hours past the 48th, where stays
+    with sepsis are the longer ones: 0 and 0.5 where nothing is betrayed.
     """
     rng = np.random.default_rng(spec.section("training")["seed"])
     taught, tested = (_sample(np.flatnonzero(cohort.scored & part), rng) for part in (fold != 0, fold == 0))
@@ -102,9 +104,10 @@ def time_told(cohort: Cohort, fold: Ints, spec: Spec, threads: int) -> dict[str,
     steady = {"force_col_wise": True, "num_threads": threads, "seed": 1}
     booster = lgb.train({**settings, **steady}, lgb.Dataset(cohort.matrix[taught], told[taught]), 100)
     guess = np.asarray(booster.predict(cohort.matrix[tested], num_threads=threads), dtype=np.float64)
-    late = (cohort.hour[tested] > EARLY_H).astype(np.int64)
+    past = cohort.hour[tested] > EARLY_H
+    late = (cohort.hour[tested][past] > LATE_H).astype(np.int64)
     error = float(np.mean((guess - told[tested]) ** 2))
-    return {"r2": 1 - error / float(told[tested].var()), "auroc": metrics.auroc(late, guess)}
+    return {"r2": 1 - error / float(told[tested].var()), "auroc": metrics.auroc(late, guess[past])}
 
 
 def trials(ablation: Sequence[Mapping[str, Any]], search: Path | None) -> list[Trial]:
