@@ -210,7 +210,8 @@ def risk(request: Request, encounter: Encounter, explain: bool | None = None) ->
     wanted: Explain = "auto" if explain is None else explain
     logged = current(state, encounter, now, wanted)
     answer = _answer(logged.score, logged.prediction_id, state.scorer, logged.created, wanted)
-    return JSONResponse(answer | {"page": logged.page})
+    notices = state.notices.of(known["unit"], state.scorer.bundle.spec.features.concepts, now)
+    return JSONResponse(answer | {"page": logged.page, "notices": notices})
 
 
 @router.get("/risk/history", summary="Risk of one patient until now", responses=gives(HistoryAnswer))

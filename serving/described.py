@@ -172,10 +172,20 @@ class BulkAnswer(BaseModel):
     scores: list[ScoreAnswer | RefusedAnswer]
 
 
+class FeedNotice(BaseModel):
+    """Something wrong with the feeds behind a score. `concept` is null where it is a clock that is off."""
+
+    code: str = Field(description="`feed_down` or `clock_skew`.")
+    concept: str | None
+    since: str
+    message: str
+
+
 class RiskAnswer(Scored):
     """A score from the store."""
 
     page: bool
+    notices: list[FeedNotice] = Field(description="What the last look at the feeds says of this patient's ward.")
 
 
 class PastScore(BaseModel):

@@ -154,6 +154,11 @@ def jobs_of(settings: Settings) -> list[Job]:
         jobs.append(
             Job("beds", daily(settings.huddles, settings.timezone), lambda due: post_report(settings, due))
         )
+    if settings.feeds_minutes:
+        from serving.monitoring.intake import watch
+
+        rhythm = every(timedelta(minutes=settings.feeds_minutes))
+        jobs.append(Job("feeds", rhythm, lambda due: watch(settings, due)))
     return jobs
 
 

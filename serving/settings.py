@@ -71,6 +71,8 @@ class Settings:
         The FHIR server that is told of every score; see :mod:`serving.interop.smart`.
     huddles : tuple of str
         Local clock times (``08:00``) at which the bed report is written, and posted where there is a mail server.
+    feeds_minutes : int or None
+        How often the monitor looks at the feeds for silence and flood; see :mod:`serving.monitoring.intake`.
     smtp, mail_from, mail_to, smtp_password_file
         The mail server, the sender, the readers and the password; see :mod:`serving.reports.mail`.
     """
@@ -104,6 +106,7 @@ class Settings:
     alerts_file: Path | None = None
     push_file: Path | None = None
     huddles: tuple[str, ...] = ()
+    feeds_minutes: int | None = None
     smtp: str = ""
     mail_from: str = ""
     mail_to: tuple[str, ...] = ()
@@ -166,6 +169,7 @@ class Settings:
             alerts_file=_path(read, "ALERTS_FILE"),
             push_file=_path(read, "PUSH_FILE"),
             huddles=_clock_times(read.get("HUDDLES", "")),
+            feeds_minutes=_number(read, "FEEDS_MINUTES", 5, 1, 60) if "FEEDS_MINUTES" in read else None,
             smtp=read.get("SMTP", ""),
             mail_from=read.get("MAIL_FROM", ""),
             mail_to=_list(read.get("MAIL_TO", "")),
@@ -231,6 +235,7 @@ class Settings:
             "ALERTS_FILE": self.alerts_file,
             "PUSH_FILE": self.push_file,
             "HUDDLES": ",".join(self.huddles) or None,
+            "FEEDS_MINUTES": self.feeds_minutes,
             "SMTP": self.smtp or None,
             "MAIL_FROM": self.mail_from or None,
             "MAIL_TO": ",".join(self.mail_to) or None,

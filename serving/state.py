@@ -22,6 +22,7 @@ from serving.answers import Refusal, not_signed_in
 from serving.clock import from_us, to_us
 from serving.context import request_id
 from serving.metrics import Metrics
+from serving.notices import Notices
 from serving.render import environment
 from serving.scoring import Scorer
 from serving.security.clients import CdsClients, spend
@@ -55,6 +56,7 @@ class Wardcast:
         self.alerting = Alerting.of(settings)
         self.store = Store.open(settings.store_url, settings.store_key or None, settings.site)
         self.metrics = Metrics()
+        self.notices = Notices(settings.var / "monitor")
         self.templates: Environment = environment(settings.timezone)
         self.bundles: dict[str, Bundle] = {}
         self.problems: dict[str, str] = {}

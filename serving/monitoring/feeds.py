@@ -7,7 +7,7 @@ be expected since the newest fact; thinning and flood by a CUSUM of log likeliho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -117,12 +117,14 @@ class Expected:
 class Looked:
     """What a look at the feeds found, and the ledger with the hours found wrong marked as no example.
 
-    ``down`` has, for each concept and site whose feed is silent, since when (microseconds).
+    ``down`` has, for each concept and site whose feed is silent, since when (microseconds); ``late``, for each site
+    whose facts are dated by a clock that is off, the same.
     """
 
     findings: list[Finding]
     ledger: Ledger
     down: dict[tuple[str, str], int]
+    late: dict[str, int]
 
 
 def look(
@@ -149,7 +151,7 @@ def look(
     start = max(now // HOUR_US - window_h, -(-ledger.since // HOUR_US))
     first = -(-ledger.since // HOUR_US)
     if start - first < LEAST_H or not ledger.feeds:
-        return Looked([_too_young(start - first)], ledger, {})
+        return Looked([_too_young(start - first)], ledger, {}, {})
     usual = expected(ledger, first, start, stop, timezone)
     silences = _silences(ledger, usual, now, limits)
     findings, silent = _silent_panels(ledger, usual, start, now, limits)
@@ -165,11 +167,13 @@ def look(
             wrong += [(f, h) for _, begin in changed for f in group for h in range(begin, stop)]
     findings = _fold(findings)
     findings += _rejected(ledger, first, start, stop, limits)
-    findings += _late(ledger, first, start, stop, limits)
+    late = _late(ledger, first, start, stop, limits)
+    findings += [finding for _, _, finding in late]
     if wrong:
         feeds, hours = np.array(wrong, np.int64).T
         ledger = ledger.excuse(feeds, hours)
-    return Looked(findings, ledger, {ledger.feeds[f][1:]: begin for f, begin in down.items()})
+    silent_at = {ledger.feeds[f][1:]: begin for f, begin in down.items()}
+    return Looked(findings, ledger, silent_at, {site: begin for site, begin, _ in late})
 
 
 Group = tuple[int, ...]
@@ -498,11 +502,13 @@ def _rejecting(
     )
 
 
-def _late(ledger: Ledger, first: int, start: int, stop: int, limits: FeedLimits) -> list[Finding]:
-    """Senders whose facts come later or earlier after their own date than usual: by source and site."""
+def _late(
+    ledger: Ledger, first: int, start: int, stop: int, limits: FeedLimits
+) -> list[tuple[str, int, Finding]]:
+    """Senders whose facts come later or earlier after their own date than usual: site, since when, finding."""
     pairs = sorted({(s, t) for s, _, t in ledger.feeds})
     n, delay = ledger.counts(first, stop), ledger.counts(first, stop, "delay")
-    findings = []
+    told = []
     for source, site in pairs:
         rows = [f for f, feed in enumerate(ledger.feeds) if (feed[0], feed[2]) == (source, site)]
         of_hour = n[rows].sum(axis=0)
@@ -510,8 +516,8 @@ def _late(ledger: Ledger, first: int, start: int, stop: int, limits: FeedLimits)
             mean = np.where(of_hour >= 10, delay[rows].sum(axis=0) / of_hour, np.nan)
         found = _shift(mean, start - first, limits.late_min)
         if found:
-            findings.append(_skewed(source, site, *found, first))
-    return findings
+            told.append((site, (first + found[0]) * HOUR_US, _skewed(source, site, *found, first)))
+    return told
 
 
 def _shift(mean: Floats, known: int, least: float) -> tuple[int, float] | None:
@@ -580,9 +586,3 @@ def _long(micros: int) -> str:
 
 def _p(p: float) -> str:
     return "< 1e-9" if p < 1e-9 else f"{p:.1g}"
-
-
-def affected(findings: Iterable[Finding]) -> set[str]:
-    """The concepts whose feed is down or thin: what the inputs then show of them is explained."""
-    kinds = ("feed_down", "feed_thin")
-    return {concept for f in findings if f.kind in kinds for concept in f.features}

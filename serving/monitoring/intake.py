@@ -9,32 +9,36 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from features.clock import HOUR_US
+from serving.clock import to_us
 from serving.monitoring import feeds, units
 from serving.monitoring.findings import Finding
 from serving.monitoring.inputs import MixUp
 from serving.monitoring.ledger import KEEP_H, Ledger, facts_of
 from serving.monitoring.result import write_atomically
+from serving.notices import FEEDS
 from serving.store import arrivals
 
 if TYPE_CHECKING:
+    from serving.settings import Settings
     from serving.store.store import Store
 
 LEDGER: Final = "ledger.parquet"
-DOWN: Final = "feeds.json"
 DAY_H: Final = 24
 
 
 @dataclass(frozen=True)
 class Intake:
-    """What was found of the arrivals, the ledger with wrong hours marked, and which feeds are down."""
+    """What was found of the arrivals, the ledger with wrong hours marked, which feeds are down and which clocks off."""
 
     findings: list[Finding]
     ledger: Ledger
     down: Mapping[tuple[str, str], int]
+    late: Mapping[str, int]
 
 
 def read_on(store: Store, ledger: Ledger | None, now: int) -> Ledger:
@@ -71,7 +75,7 @@ def judge(
     others = [
         f for f in looked.findings if f.kind != "rejected_more" or (f.features, f.where) not in explained
     ]
-    return Intake([*others, *said.values()], looked.ledger, looked.down)
+    return Intake([*others, *said.values()], looked.ledger, looked.down, looked.late)
 
 
 def look(store: Store, home: Path, now: int, timezone: str = "UTC") -> Intake:
@@ -81,14 +85,34 @@ def look(store: Store, home: Path, now: int, timezone: str = "UTC") -> Intake:
     """
     ledger = read_on(store, Ledger.load(home / LEDGER), now)
     looked = feeds.look(ledger, now, timezone=timezone)
-    keep(home, Intake(looked.findings, looked.ledger, looked.down), now)
-    return Intake(looked.findings, looked.ledger, looked.down)
+    intake = Intake(looked.findings, looked.ledger, looked.down, looked.late)
+    keep(home, intake, now)
+    return intake
+
+
+def watch(settings: Settings, due: datetime) -> str:
+    """The job of the schedule: one look at the store's feeds; says how many are down.
+
+    On a sender's clock, now is when the newest fact came.
+    """
+    from serving.store.store import Store
+
+    store = Store.open(settings.store_url, settings.store_key or None, settings.site)
+    try:
+        with store.read() as connection:
+            newest = arrivals.newest(connection) if settings.clock == "replay" else None
+        now = to_us(due) if newest is None else newest + 1
+        intake = look(store, settings.var / "monitor", now, settings.timezone)
+    finally:
+        store.close()
+    return f"{len(intake.down)} feeds down, {len(intake.late)} clocks off, {len(intake.findings)} findings"
 
 
 def keep(home: Path, intake: Intake, now: int) -> None:
-    """Write the ledger and which feeds are down, as ``{"now", "down": [{"concept", "site", "since"}]}``."""
+    """Write the ledger, and for scores (:mod:`serving.notices`) which feeds are down and which clocks are off."""
     intake.ledger.save(home / LEDGER)
     down = [
         {"concept": concept, "site": site, "since": since} for (concept, site), since in intake.down.items()
     ]
-    write_atomically(home / DOWN, json.dumps({"now": now, "down": down}) + "\n")
+    late = [{"site": site, "since": since} for site, since in intake.late.items()]
+    write_atomically(home / FEEDS, json.dumps({"now": now, "down": down, "late": late}) + "\n")

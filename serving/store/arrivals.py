@@ -43,6 +43,12 @@ def received(connection: Connection, seq: int) -> int | None:
     return None if when is None else int(when)
 
 
+def newest(connection: Connection) -> int | None:
+    """When the newest event was received, microseconds; None where there is none."""
+    when = connection.execute(select(events.c.received_time).order_by(events.c.seq.desc()).limit(1)).scalar()
+    return None if when is None else int(when)
+
+
 def read(connection: Connection, after: int, until: int, most: int = 50_000) -> Iterator[pd.DataFrame]:
     """Events with ``seq > after`` received before ``until``, so many at a time, with ``unit``: where the patient is.
 
