@@ -40,6 +40,8 @@ forecast_app = typer.Typer(help="Forecast beds.", no_args_is_help=True)
 app.add_typer(forecast_app, name="forecast")
 ingest_app = typer.Typer(help="What came in.", no_args_is_help=True)
 app.add_typer(ingest_app, name="ingest")
+alerts_app = typer.Typer(help="Alerts and their rules.", no_args_is_help=True)
+app.add_typer(alerts_app, name="alerts")
 backtest_app = typer.Typer(help="Issue past forecasts again, and judge them.", no_args_is_help=True)
 app.add_typer(backtest_app, name="backtest")
 data_app = typer.Typer(help="Bring data of your own: convert, check, label.", no_args_is_help=True)
@@ -109,6 +111,7 @@ def train(
     source: SourceOption,
     input: InputOption = None,
     label: Annotated[Label | None, typer.Option(help="What to learn from a hospital's own data.")] = None,
+    mapping: MappingOption = None,
     spec: Annotated[Path | None, typer.Option(help="Another spec.toml than the product's own.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Where to write the bundle; default under var/.")
@@ -120,10 +123,16 @@ def train(
 
     sepsis: --source physionet2019 --input DIR, or --source synthetic; a hospital's own data: --source mimic4 (or
     another format of `wardcast data convert`) --label sepsis3 --input ARCHIVE_OR_EXTRACT.
-    admissions: --source visits --input FILE, or --source synthetic.
+    admissions: --source visits --input FILE, or --source synthetic; P(admission) alone from one row a visit:
+    --source triage --input FILE --mapping FILE.
     """
     from importlib import import_module
 
+    if source == "triage":
+        from training import triage
+
+        _tell(triage.train(input, mapping, output, threads=threads, register=register).summary())
+        return
     if label is not None and product is not Product.sepsis:
         raise typer.BadParameter(f"{label.value} is learned by sepsis only.", param_hint="--label")
     trainer = import_module(f"training.{product.value}")
@@ -140,7 +149,15 @@ def score(
     source: SourceOption = "physionet2019",
     model: ModelOption = None,
 ) -> None:
-    """Score every row of a file, using at each hour only that hour and earlier ones."""
+    """Score every row of a file, using at each hour only that hour and earlier ones.
+
+    admissions: --source triage --model FOLDER, one probability a row; the file needs no outcome.
+    """
+    if source == "triage":
+        from training import triage
+
+        _tell(triage.score_file(input, output, model).summary())
+        return
     from training.scoring import score_file
 
     _tell(score_file(product.value, source, input, output, model).summary())
@@ -153,8 +170,14 @@ def evaluate(
     source: SourceOption = "physionet2019",
     model: ModelOption = None,
     output: Annotated[Path | None, typer.Option(help="Also save the table, as JSON.")] = None,
+    mapping: MappingOption = None,
 ) -> None:
     """Print the evaluation table of any model on any file, with patient-bootstrap intervals."""
+    if source == "triage":
+        from training import triage
+
+        _tell(triage.evaluate_file(input, model, output, mapping).summary())
+        return
     from training.scoring import evaluate_file
 
     _tell(evaluate_file(product.value, source, input, model, output).summary())
@@ -201,6 +224,25 @@ def rollback(product: Product, approved_by: ApprovedBy, reason: ReasonOption) ->
 
 
 @app.command()
+def recalibrate(
+    product: Product,
+    input: Annotated[Path, typer.Option("--input", help="A file or folder of local patients with outcomes.")],
+    source: SourceOption = "physionet2019",
+    model: ModelOption = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the bundle; default under var/.")
+    ] = None,
+    register: Annotated[bool, typer.Option(help="Log the run and register the model in MLflow.")] = True,
+    threads: ThreadsOption = CORES,
+) -> None:
+    """Fit a model's probabilities to a few hundred local patients: same ranking, new calibration, a challenger."""
+    from training.recalibration import recalibrate as run
+
+    made = run(product.value, source, input, output, model=model, register=register, threads=threads)
+    _tell(made.summary())
+
+
+@app.command()
 def serve(
     model: ModelOption = None,
 ) -> None:
@@ -226,6 +268,24 @@ def mllp() -> None:
     listen(Settings.from_env())
 
 
+@alerts_app.command("replay")
+def alerts_replay(
+    rules: Annotated[
+        Path | None, typer.Option(help="Rules to try, as in WARDCAST_ALERTS_FILE. Default: those that stand.")
+    ] = None,
+) -> None:
+    """Walk the stored scores through the alert rules again: the same alerts, or what other rules would raise.
+
+    Ends with 1 where the rules that stand give other alerts than were raised.
+    """
+    from serving.alert_replay import replay
+    from serving.settings import Settings
+
+    replayed = replay(Settings.from_env(), rules)
+    _tell(replayed.summary())
+    raise typer.Exit(0 if rules or replayed.alike else 1)
+
+
 @ingest_app.command("report")
 def ingest_report() -> None:
     """Count what came in, and list by code what could not be used, with what to do."""
@@ -238,12 +298,18 @@ def ingest_report() -> None:
 @app.command()
 def explain(
     prediction_id: Annotated[str, typer.Argument(help="As returned with the prediction.")],
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(help="Also the score with another last value: lactate=1.0. May be repeated."),
+    ] = None,
 ) -> None:
     """Repeat a logged prediction from its stored inputs and show its reasons; the numbers must be identical."""
     from serving.explain import explain_prediction
     from serving.settings import Settings
+    from serving.whatif import changes_of
 
-    out.print_json(data=explain_prediction(Settings.from_env(), prediction_id))
+    changes = changes_of(what_if or ())
+    out.print_json(data=explain_prediction(Settings.from_env(), prediction_id, changes))
 
 
 @forecast_app.command("beds")

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import Connection
 
 from features.errors import DataError
+from models.abstention import INDETERMINATE, THIN_RECORD
 from models.scope import OUT_OF_SCOPE, SCORED
 from serving.alerting import ACKNOWLEDGED
 from serving.alerts import settle
@@ -24,13 +25,22 @@ from serving.described import (
     HistoryAnswer,
     RiskAnswer,
     ScoreAnswer,
+    WhatIfAnswer,
     gives,
     problems,
     takes,
 )
+from serving.explain import repeat
 from serving.ingest.events import UNKNOWN_ENCOUNTER, Verdict, receive
 from serving.rounds import ENDED, Logged, behind, current, score_stored, skipped
-from serving.schemas import NO_NUL, AcknowledgeRequest, EventsRequest, QueryInstant, ScoreRequest
+from serving.schemas import (
+    NO_NUL,
+    AcknowledgeRequest,
+    EventsRequest,
+    QueryInstant,
+    ScoreRequest,
+    WhatIfRequest,
+)
 from serving.scoring import Explain, Score, Scorer, pack, record
 from serving.state import Wardcast, of, wall_us
 from serving.stateless import Asked, left_out, understand
@@ -214,6 +224,27 @@ def risk(request: Request, encounter: Encounter, explain: bool | None = None) ->
     return JSONResponse(answer | {"page": logged.page, "notices": notices})
 
 
+@router.post(
+    "/what-if",
+    summary="What a score would have been with other last values",
+    openapi_extra=takes("WhatIfRequest"),
+    responses=gives(WhatIfAnswer, 400, 404, 413, 415),
+)
+def what_if(request: Request, body: Body) -> JSONResponse:
+    """Make a logged prediction again with the last value of some concepts changed; nothing of it is kept."""
+    state = of(request)
+    asked = parse(WhatIfRequest, body)
+    with state.store.read() as connection:
+        try:
+            row = log.prediction(connection, asked.prediction_id)
+        except DataError as error:
+            raise Refusal(404, "unknown_prediction", str(error), "Give one that was answered.") from None
+    state.audit(request, "what if", [row["encounter_id"]])
+    told = repeat(state.store, state.settings, asked.prediction_id, asked.changes)
+    kept = {name: told[name] for name in ("prediction_id", "prediction_time", "model")}
+    return JSONResponse(kept | {"given": told["probability"]} | told["what_if"])
+
+
 @router.get("/risk/history", summary="Risk of one patient until now", responses=gives(HistoryAnswer))
 def risk_history(
     request: Request,
@@ -337,6 +368,8 @@ def _answer(score: Score, identity: str, scorer: Scorer, created: int, explain: 
         "status": score.status,
         "reason": _why_not(score, scorer),
         "probability": score.probability,
+        "interval": None if score.interval is None else list(score.interval),
+        "indeterminate": score.indeterminate,
         "raw": score.raw,
         "threshold": scorer.threshold,
         "alert": score.alert,
@@ -354,6 +387,14 @@ def _why_not(score: Score, scorer: Scorer) -> dict[str, Any] | None:
             f"{', '.join(scope['encounter_classes'])}."
         )
         return {"code": score.status, "message": text, "remedy": "Do not use it for others.", "missing": []}
+    if score.status == INDETERMINATE:
+        return {
+            "code": THIN_RECORD,
+            "message": "The score is high, but fewer laboratory results are known than of nearly all patients who had "
+            "sepsis in training; it looks like neither outcome, and is withheld.",
+            "remedy": "Send laboratory results as they come; judge the patient at the bedside.",
+            "missing": [],
+        }
     remedy = "Send recent vital signs, the age, and the admission time from which they count."
     return {
         "code": score.status,

@@ -56,6 +56,8 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
             ],
         },
     },
+    # An identity of a prediction that is there cannot be known beforehand.
+    "WhatIfRequest": {},
     "AcknowledgeRequest": {"seen": {"alert_id": ID, "outcome": "acted", "comment": "Cultures and antibiotics given."}},
 }  # fmt: skip
 """By contract; an acknowledgement names an alert that has to be there."""
@@ -139,9 +141,13 @@ class Scored(BaseModel):
     model: str = Field(description="Name, version and hash of the bundle.")
     prediction_time: str
     created_time: str
-    status: str = Field(description="`scored`, `insufficient_data` or `out_of_scope`.")
+    status: str = Field(description="`scored`, `insufficient_data`, `out_of_scope` or `indeterminate`.")
     reason: WhyNot | None
     probability: float | None = Field(ge=0, le=1)
+    interval: list[float] | None = Field(
+        description="Lowest and highest risk that the calibration's patients allow for everyone with this score, 95 %."
+    )
+    indeterminate: bool = Field(description="A high score on a record with few laboratory results.")
     raw: float | None
     threshold: float
     alert: bool
@@ -154,6 +160,23 @@ class ScoreAnswer(Scored):
     used: int
     ignored: list[LeftOut]
     features: dict[str, float | None] | None = Field(None, description="Where asked for.")
+
+
+class WhatIfAnswer(BaseModel):
+    """A logged prediction made again with other last values. It says how the model works, not what treatment does."""
+
+    prediction_id: str
+    prediction_time: str
+    model: str
+    given: float | None = Field(description="The probability as it was given.")
+    changes: dict[str, float]
+    status: str
+    raw: float | None
+    probability: float | None = Field(ge=0, le=1)
+    alert: bool
+    change: float | None = Field(description="Probability now less the one given.")
+    reasons: list[dict[str, Any]]
+    caution: str
 
 
 class RefusedAnswer(BaseModel):

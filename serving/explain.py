@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,20 @@ import numpy as np
 
 from features.errors import ConfigError, DataError, SpecError
 from serving.clock import iso
-from serving.rounds import rescore
+from serving.rounds import laid_out
 from serving.scoring import Score, Scorer, unpack
 from serving.settings import Settings
 from serving.store import log
 from serving.store.store import Store
+from serving.whatif import what_if
 
 
-def explain_prediction(settings: Settings, prediction_id: str) -> dict[str, Any]:
+def explain_prediction(
+    settings: Settings, prediction_id: str, changes: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """Make a logged prediction again from its stored inputs with the model it names, and give its reasons.
+
+    ``changes`` are last values that are to be others; what the score would be then stands under ``what_if``.
 
     Raises
     ------
@@ -28,23 +34,28 @@ def explain_prediction(settings: Settings, prediction_id: str) -> dict[str, Any]
     """
     store = Store.open(settings.store_url, settings.store_key or None, settings.site)
     try:
-        return repeat(store, settings, prediction_id)
+        return repeat(store, settings, prediction_id, changes)
     finally:
         store.close()
 
 
-def repeat(store: Store, settings: Settings, prediction_id: str) -> dict[str, Any]:
+def repeat(
+    store: Store, settings: Settings, prediction_id: str, changes: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """As :func:`explain_prediction`, with a store that is open already."""
     with store.read() as connection:
         row = log.prediction(connection, prediction_id)
         scorer = _scorer(settings, row["model_id"], log.model_folder(connection, row["model_id"]))
         if row["inputs"] is not None:
             encounter, flat = unpack(row["inputs"], scorer.bundle.spec.features.concepts)
-            again = scorer.judge([encounter], flat, [row["prediction_time"]], [True])[0]
         else:
-            again = rescore(connection, scorer, row)
+            encounter, flat = laid_out(connection, scorer, row)
+    again = scorer.judge([encounter], flat, [row["prediction_time"]], [True])[0]
     _check(row, again)
-    return answer(row, again, scorer)
+    told = answer(row, again, scorer)
+    if changes:
+        told["what_if"] = what_if(scorer, encounter, flat, row["prediction_time"], changes, again)
+    return told
 
 
 def answer(row: dict[str, Any], again: Score, scorer: Scorer) -> dict[str, Any]:

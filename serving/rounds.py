@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from features.windows import FlatEvents
 from models.scope import OUT_OF_SCOPE
 from serving.alerts import decide, settle
 from serving.scoring import Explain, Score, Scorer, record
@@ -211,5 +212,16 @@ def _log(
 
 def rescore(connection: Connection, scorer: Scorer, row: dict[str, Any], explain: Explain = True) -> Score:
     """Make a logged score of the stored road again, from what was known when it was made."""
-    encounter = facts.version(connection, row["encounter_seq"])
-    return _score(connection, scorer, [encounter], row["prediction_time"], row["events_seq"], explain)[0]
+    encounter, flat = laid_out(connection, scorer, row)
+    return scorer.judge([encounter], flat, [row["prediction_time"]], [explain])[0]
+
+
+def laid_out(
+    connection: Connection, scorer: Scorer, row: dict[str, Any]
+) -> tuple[dict[str, Any], FlatEvents]:
+    """What a logged score of the stored road was made from: the encounter and its events, as known then."""
+    encounter, now = facts.version(connection, row["encounter_seq"]), row["prediction_time"]
+    concepts = scorer.bundle.spec.features.concepts
+    ids = [encounter["encounter_id"]]
+    events = facts.read_events(connection, ids, now, up_to=row["events_seq"], concepts=concepts)
+    return encounter, scorer.flatten([encounter], events, now)

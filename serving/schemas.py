@@ -203,7 +203,16 @@ class AcknowledgeRequest(Contract):
     comment: Annotated[str, Field(max_length=500, pattern=NO_NUL)] | None = None
 
 
-REQUESTS: Final = (ScoreRequest, BulkRequest, EventsRequest, AcknowledgeRequest)
+class WhatIfRequest(Contract):
+    """A logged prediction, and last values that are to be others."""
+
+    prediction_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    changes: dict[Annotated[str, Field(max_length=64)], float] = Field(
+        min_length=1, max_length=10, description="Value by concept, in the unit of concepts.csv."
+    )
+
+
+REQUESTS: Final = (ScoreRequest, BulkRequest, EventsRequest, AcknowledgeRequest, WhatIfRequest)
 assert STATUSES == ("final", "corrected", "preliminary", "deleted")  # noqa: S101  # the contract above spells them out
 
 
