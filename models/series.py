@@ -158,7 +158,7 @@ def _halved(mean: Floats, dispersion: float, level: float) -> Floats:
             p = special.betainc(shape, middle + 1, shape / (shape + mean))
         below = p < level
         low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return high
+    return np.asarray(high)
 
 
 def corrected(levels: Sequence[float], correction: Recalibration) -> tuple[float, ...]:

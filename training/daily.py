@@ -152,7 +152,7 @@ def _scale(counts: Floats, level: Floats) -> Floats:
     """Usual change from a day to the same day a week later, never below half a Poisson's spread."""
     change = np.sqrt(_rolled((counts - _shifted(counts, 7)) ** 2, 42, 5))
     usual = np.where(np.isfinite(change), change, 0.1 * level)
-    return np.fmax(np.nan_to_num(usual), 0.5 * np.sqrt(np.maximum(np.nan_to_num(level), 1.0)))
+    return np.asarray(np.fmax(np.nan_to_num(usual), 0.5 * np.sqrt(np.maximum(np.nan_to_num(level), 1.0))))
 
 
 def _relative(table: Floats) -> Floats:

@@ -94,8 +94,8 @@ class Schedule:
         least = (hourly.LEAST_DAYS if panel.step_h == 1 else daily.LEAST_DAYS) * day
         stop = len(panel.stamps) + (1 if panel.step_h == 1 else 0)
         if until is not None:
-            stop = min(stop, int(np.searchsorted(panel.stamps, until, side="right")))
-        first = int(np.searchsorted(panel.stamps, start))
+            stop = min(stop, int(panel.stamps.searchsorted(until, side="right")))
+        first = int(panel.stamps.searchsorted(start))
         if first < least + 14 * day:
             raise DataError(
                 f"{start:%Y-%m-%d} leaves {first // day:,} days of history, and {least // day + 14} are needed: "
@@ -104,7 +104,7 @@ class Schedule:
         if start > panel.stamps[-1] + (panel.step if panel.step_h == 1 else pd.Timedelta(0)):
             raise DataError(f"The counts end on {panel.stamps[-1]:%Y-%m-%d}, before --from {start:%Y-%m-%d}.")
         # Winter reports pause in summer: what is issued to learn from falls on days that have reports.
-        reported = np.isfinite(panel.values[:, :first]).any(axis=0)
+        reported = np.asarray(np.isfinite(panel.values[:, :first]).any(axis=0))
         before = np.arange(first - (first - least) // every * every, first, every)
         warm = before[reported[before]][-(WARM_DAYS * day // every) :]
         origins = np.concatenate([warm, np.arange(first, stop, every)])

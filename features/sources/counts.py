@@ -116,7 +116,7 @@ class Panel:
             return stamps
         if self.zone == "UTC":
             return stamps.tz_localize("UTC")
-        local = stamps.tz_localize(ZoneInfo(self.zone), ambiguous=True, nonexistent="shift_forward")  # type: ignore[arg-type]
+        local = stamps.tz_localize(ZoneInfo(self.zone), ambiguous=True, nonexistent="shift_forward")
         return local.tz_convert("UTC")
 
 
@@ -269,7 +269,7 @@ def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: 
 
 def _with_reports(panel: Panel) -> Panel:
     """Only series with a single report at least; the others are counted."""
-    there = np.isfinite(panel.values).any(axis=1)
+    there = np.asarray(np.isfinite(panel.values).any(axis=1))
     panel.account.reasons["series without any count, left out"] = int((~there).sum())
     return Panel(
         tuple(n for n, t in zip(panel.names, there, strict=True) if t),
@@ -418,7 +418,7 @@ def _table(
         _count(reasons, f"repeated rows of {column}, the first kept", int(again.sum()))
     rows = rows[~again]
     out = np.full((len(names), len(grid)), np.nan)
-    place = pd.Index(names).get_indexer(rows["_series"])
+    place = pd.Index(names).get_indexer(pd.Index(rows["_series"]))
     out[place, grid.get_indexer(pd.DatetimeIndex(rows["_stamp"]))] = rows["v"]
     return out
 
@@ -528,7 +528,8 @@ def _flows(times: Mapping[str, pd.Series], specialty: pd.Series | None, step_h: 
     grid = pd.date_range(first, last, freq=unit, inclusive="left", unit="us")
 
     def counted(t: pd.Series) -> pd.Series:
-        return t.dropna().dt.floor(unit).value_counts().reindex(grid, fill_value=0).astype("float64")
+        n: pd.Series = t.dropna().dt.floor(unit).value_counts().reindex(grid, fill_value=0).astype("float64")
+        return n
 
     made = {flow: counted(t) for flow, t in times.items()}
     split = "admissions" if "admissions" in times else next(iter(times))
