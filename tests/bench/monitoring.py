@@ -304,14 +304,25 @@ class Judge:
         logged = self._logged(scored)
         if fault and fault.log:
             logged = fault.log(logged, pd.Timestamp(begins, unit="us", tz="UTC"))
-        since, until = (
-            datetime.fromtimestamp(t / 1e6, UTC) for t in (replay.midnight(day), replay.midnight(day + 1))
-        )
+        return self._examined(logged, day, intake.findings), intake, logged
+
+    def small(self, logged: Logged, day: int) -> list[Finding]:
+        """The findings on 50 of a day's rows, the last one among them."""
+        return self._examined(of_fifty(logged), day, ())
+
+    def _examined(self, logged: Logged, day: int, came: Sequence[Finding]) -> list[Finding]:
+        since, until = (datetime.fromtimestamp(replay.midnight(d) / 1e6, UTC) for d in (day, day + 1))
         result = examine(
-            logged, self.watched, since=since, until=until, folder=self.folder, ran_at=until,
-            evidently=False, came=intake.findings,
-        )  # fmt: skip
-        return list(result.findings), intake, logged
+            logged,
+            self.watched,
+            since=since,
+            until=until,
+            folder=self.folder,
+            ran_at=until,
+            evidently=False,
+            came=came,
+        )
+        return list(result.findings)
 
     def _logged(self, scored: replay.Scored) -> Logged:
         n = len(scored.rows)
@@ -330,6 +341,13 @@ class Judge:
         order = np.argsort(attempts["prediction_time"].to_numpy(), kind="stable")
         features = scored.features.set_axis(attempts["prediction_id"].to_numpy(), axis=0)
         return Logged(attempts.take(order).reset_index(drop=True), features)
+
+
+def of_fifty(logged: Logged) -> Logged:
+    """50 rows of a day, the last one among them."""
+    chosen = np.random.default_rng(50).choice(len(logged.attempts) - 1, 49, replace=False)
+    rows = logged.attempts.iloc[np.sort(np.r_[chosen, len(logged.attempts) - 1])].reset_index(drop=True)
+    return Logged(rows, logged.features)
 
 
 def evidently_says(now: Logged, then: pd.DataFrame, columns: Sequence[str]) -> bool | None:
@@ -366,8 +384,8 @@ def silence_delays(told: replay.Replay, ledger: Ledger, day: int) -> Iterator[di
         left = facts[~(stop & late)]
         (feed,) = (f for f, name in enumerate(ledger.feeds) if name[1:] == (concept, site))
         least = max(15.0, float(-np.log(1e-4) / weeks[feed].mean() * 60))
-        known, now, minutes = ledger, replay.midnight(day), 5
-        while (concept, site) not in look(known, max(now, last)).down and minutes < 24 * 60:
+        known, now, minutes = ledger.add(left[left["received"] < last + 1], last + 1), last + 1, 5
+        while (concept, site) not in look(known, now).down and minutes < 24 * 60:
             before, now = now, last + minutes * HOUR_US // 60
             came = left["received"].between(before, now - 1)
             known, minutes = known.add(left[came], now), minutes + 5
@@ -428,7 +446,7 @@ def _judged(told: replay.Replay, judging: Judge) -> Iterator[dict[str, Any]]:
     verdicts: list[Verdict] = []
     false: list[tuple[int, str]] = []
     clean: list[Logged] = []
-    seconds = 0.0
+    few, seconds = 0, 0.0
     for day in range(TAUGHT, TAUGHT + JUDGED):
         for fault in broken[day - TAUGHT :: JUDGED]:
             findings, _, logged = judging.day(told, ledger, day, fault)
@@ -440,11 +458,14 @@ def _judged(told: replay.Replay, judging: Judge) -> Iterator[dict[str, Any]]:
         findings, intake, logged = judging.day(told, ledger, day)
         seconds += time.process_time() - start
         false += [(day, f"{f.kind}: {f.what} {f.where}") for f in findings if f.severity in LOUD]
-        clean += [Logged(logged.attempts, logged.features[list(columns)])] if day % 3 == 0 else []
+        if day % 3 == 0:
+            few += any(f.severity in LOUD for f in judging.small(logged, day))
+            clean.append(Logged(logged.attempts, logged.features[list(columns)]))
         if day == TAUGHT + 14:
             yield from silence_delays(told, ledger, day)
         ledger = intake.ledger
     yield from _figures(verdicts, false)
+    yield {"name": "clean days of 50 rows with an alarm or warning", "value": few, "unit": f"of {len(clean)}"}
     yield {"name": "one day judged", "value": seconds / JUDGED, "unit": "CPU s, features and scores included"}
     then = replay.score(judging.bundle, *reversed(told.day(TAUGHT - 1))).features
     yield from _theirs(verdicts, clean, then, columns)
@@ -490,5 +511,11 @@ def _theirs(
     yield {
         "name": "clean days on which Evidently drifts or raises",
         "value": false,
+        "unit": f"of {len(clean)}",
+    }
+    few = sum(evidently_says(of_fifty(day), then, columns) is not False for day in clean)
+    yield {
+        "name": "clean days of 50 rows on which Evidently drifts",
+        "value": few,
         "unit": f"of {len(clean)}",
     }
