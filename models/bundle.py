@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.errors import SpecError
+from models.abstention import Abstention, known_of
 from models.calibration import Calibrator
 from models.spec import Spec
 
@@ -28,6 +29,7 @@ MANIFEST: Final = "bundle.json"
 REQUIRED_PARTS: Final = ("features", "reference", "evaluation", "data")
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 Matrix = npt.NDArray[np.float32]
 
 
@@ -114,13 +116,37 @@ class Bundle:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Columns of the feature matrix, in order: the feature set's, then the spec's ``model.calendar``."""
+        """Columns of the feature matrix, in order: the feature set's, then the spec's ``model.calendar``.
+
+        A model of a table has no feature set: its spec names ``model.columns``.
+        """
+        columns = self.spec.section("model").get("columns")
+        if columns:
+            return tuple(columns)
         return (*self.spec.features.names, *self.spec.section("model").get("calendar", ()))
 
     @cached_property
     def calibrator(self) -> Calibrator:
         """From log-odds to probability."""
         return Calibrator.from_dict(self.parts["calibrator"])
+
+    @cached_property
+    def abstention(self) -> Abstention | None:
+        """When a score is indeterminate; None where that was not learned."""
+        table = self.parts.get("abstention")
+        return None if table is None else Abstention.from_dict(table)
+
+    def indeterminate(self, matrix: Matrix, raw: Floats) -> Bools:
+        """Rows whose score is high on a record too thin to carry it, shape (n,)."""
+        rule = self.abstention
+        if rule is None:
+            return np.zeros(len(raw), dtype=np.bool_)
+        return rule.withheld(known_of(matrix, self.feature_names, rule.quantities), raw)
+
+    @property
+    def withholds(self) -> bool:
+        """Whether indeterminate scores are withheld, not only marked; the spec's ``abstention.withhold``."""
+        return bool(self.spec.table.get("abstention", {}).get("withhold", False))
 
     @property
     def thresholds(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ import pandas as pd
 from features.clean import clean_one, contradictions
 from features.events import ENCOUNTER_CONCEPTS, NAT, encounter_facts
 from features.windows import FlatEvents, flatten_arrays
+from models.abstention import INDETERMINATE
 from models.bundle import Bundle
 from models.decision import AlertPolicy, AlertState
 from models.scope import (
@@ -70,6 +71,10 @@ class Score:
         The vital signs that were looked for and not found recently.
     unknown : tuple of str
         The fields of the encounter without which nobody can be scored, and that were not there.
+    interval : tuple of two floats, or None
+        Between which the risk of everyone with this score lies, 95 % over resampled patients.
+    indeterminate : bool
+        The score is high and the record too thin to carry it; see :mod:`models.abstention`.
     """
 
     encounter_id: str
@@ -87,6 +92,8 @@ class Score:
     missing: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     measured: Mapping[str, Latest] | None = None
+    interval: tuple[float, float] | None = None
+    indeterminate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +189,10 @@ class Scorer:
         statuses = assess(classes, ages, recent_vitals(matrix, spec), spec, admission_known(matrix, spec))
         raw = self.bundle.raw(matrix)
         probability = self.bundle.calibrator.apply(raw)
+        band = self.bundle.calibrator.interval(raw)
+        doubtful = self.bundle.indeterminate(matrix, raw)
+        if self.bundle.withholds:
+            statuses = np.where((statuses == SCORED) & doubtful, INDETERMINATE, statuses)
         told = [
             statuses[k] == SCORED
             and (wish is True or (wish == "auto" and bool(probability[k] >= self.threshold)))
@@ -198,6 +209,8 @@ class Scorer:
                 matrix[k],
                 contributions.get(k),
                 latest(flat, k, when[k]) if told[k] or explain[k] is True else None,
+                None if band is None else (float(band[0][k]), float(band[1][k])),
+                bool(doubtful[k]),
             )
             for k, facts in enumerate(encounters)
         ]
@@ -289,6 +302,8 @@ class Scorer:
         row: npt.NDArray[np.float32],
         contributions: npt.NDArray[np.float64] | None,
         measured: Mapping[str, Latest] | None,
+        interval: tuple[float, float] | None,
+        doubtful: bool,
     ) -> Score:
         scored = status == SCORED
         why: tuple[Reason, ...] = ()
@@ -312,6 +327,8 @@ class Scorer:
             missing=() if scored else self.missing(row),
             unknown=() if scored else self.unknown(facts, now),
             measured=measured,
+            interval=interval if scored else None,
+            indeterminate=doubtful and status in (SCORED, INDETERMINATE),
         )
 
     def missing(self, row: npt.NDArray[np.float32]) -> tuple[str, ...]:

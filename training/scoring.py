@@ -18,6 +18,7 @@ from features.clock import micros
 from features.errors import ConfigError, DataError
 from features.labels import physionet2019 as physionet_labels
 from features.sources import physionet2019
+from models.abstention import INDETERMINATE
 from models.bundle import Bundle, dump_json
 from models.cards import evaluation_text
 from models.decision import AlertPolicy, pages
@@ -53,9 +54,15 @@ def score_patients(bundle: Bundle, patients: Patients, threads: int = 1) -> pd.D
 def _scored(bundle: Bundle, patients: Patients, threads: int) -> tuple[pd.DataFrame, Prepared]:
     ready = prepare(patients, bundle.spec, threads)
     scored = np.asarray(ready.status == SCORED)
-    probability = np.full(len(scored), np.nan)
+    probability, status = np.full(len(scored), np.nan), ready.status
+    doubtful = np.zeros(len(scored), dtype=np.bool_)
     if scored.any():
-        probability[scored] = bundle.calibrator.apply(bundle.raw(ready.matrix[scored], threads=threads))
+        raw = bundle.raw(ready.matrix[scored], threads=threads)
+        probability[scored] = bundle.calibrator.apply(raw)
+        doubtful[scored] = bundle.indeterminate(ready.matrix[scored], raw)
+    if bundle.withholds:
+        probability = np.where(doubtful, np.nan, probability)
+        status = np.where(doubtful, INDETERMINATE, status)
     encounter = pd.factorize(ready.rows["encounter_id"].astype(object))[0].astype(np.int64)
     policy = AlertPolicy.from_dict(bundle.alert_policy)
     hours = ready.rows["iculos"].to_numpy(dtype=np.float64)
@@ -64,7 +71,8 @@ def _scored(bundle: Bundle, patients: Patients, threads: int) -> tuple[pd.DataFr
         probability=probability,
         alert=probability >= bundle.thresholds["utility"],
         page=pages(encounter, micros(ready.rows["prediction_time"]), probability, policy),
-        status=ready.status,
+        status=status,
+        indeterminate=doubtful,
         **rivals,
         **ready.groups,
     )
@@ -256,6 +264,7 @@ def judged_rows(rows: pd.DataFrame, label: Ints, bundle: Bundle) -> Judged:
         rivals=rivals,
         groups={name: rows[name].to_numpy(dtype=object) for name in GROUPS if name in rows},
         policy=AlertPolicy.from_dict(bundle.alert_policy),
+        indeterminate=rows["indeterminate"].to_numpy(dtype=np.bool_) if bundle.abstention else None,
     )
 
 

@@ -1,0 +1,92 @@
+"""A model at a new hospital: the ranking stays, the probabilities become true, and too few patients are refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from features.errors import DataError
+from models.bundle import Bundle
+from models.calibration import Calibrator
+from models.metrics import auroc, expit
+from training import recalibration
+from training.recalibration import adapted, local_line, recalibrate, rehearsed
+
+
+def hospital(stays: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Raw scores, outcomes and patients where the truth is 0.6 of the score less 0.8; ten hours a stay."""
+    rng = np.random.default_rng(seed)
+    raw = rng.normal(-1.5, 1.5, stays * 10)
+    label = (rng.random(len(raw)) < expit(0.6 * raw - 0.8)).astype(np.int64)
+    return raw, label, np.repeat(np.arange(stays), 10)
+
+
+IDENTITY = Calibrator("logistic", (1.0, 0.0))
+
+
+def test_the_line_is_scikit_learns_where_patients_are_many():
+    raw, label, _ = hospital(20_000, 1)
+    fitted = LogisticRegression(C=np.inf).fit(raw[:, None], label)
+    slope, intercept = local_line(IDENTITY, raw, label)
+    assert slope == pytest.approx(fitted.coef_[0, 0], abs=0.01)
+    assert intercept == pytest.approx(fitted.intercept_[0], abs=0.01)
+
+
+def test_few_patients_move_a_released_map_little():
+    raw, label, _ = hospital(20_000, 1)
+    few, many = (local_line(IDENTITY, raw[:n], label[:n]) for n in (50, 200_000))
+    assert abs(few[0] - 1) < 0.5 * abs(many[0] - 1)
+
+
+def test_an_adapted_map_is_nearer_the_truth_and_says_how_sure_it_is():
+    raw, label, patient = hospital(800, 2)
+    made = adapted(IDENTITY, raw, label, patient, np.random.default_rng(3))
+    probe = np.array([-3.0, -1.0, 1.0])
+    truth = expit(0.6 * probe - 0.8)
+    assert (np.abs(made.apply(probe) - truth) < np.abs(IDENTITY.apply(probe) - truth)).all()
+    low, high = made.interval(probe)
+    assert ((low < made.apply(probe)) & (made.apply(probe) < high)).all()
+
+
+def test_a_rehearsal_judges_stays_that_it_did_not_fit():
+    raw, label, patient = hospital(3_000, 4)
+    told = rehearsed(IDENTITY, raw, label, patient, seed=5, draws=3)
+    assert told["stays"] == 1000
+    assert told["after"]["ici"] < 0.3 * told["before"]["ici"]
+    assert told["after"]["slope"] == pytest.approx(1, abs=0.1)
+    assert rehearsed(IDENTITY, raw[:50], label[:50], patient[:50], seed=5) == {}
+
+
+def test_a_bundle_is_recalibrated_by_a_file_and_says_so(small_bundle, icu_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(recalibration, "REPLICATES", 20)
+    made = recalibrate(
+        "sepsis", "physionet2019", icu_file, tmp_path / "b", model=str(small_bundle.folder), register=False
+    )
+    bundle = Bundle.load(tmp_path / "b")
+    rows = np.random.default_rng(6).normal(size=(200, len(bundle.feature_names))).astype(np.float32)
+    assert np.array_equal(bundle.raw(rows), small_bundle.raw(rows)), "the ranking is the parent's"
+    assert auroc(np.arange(200) % 2, bundle.score(rows)) == auroc(
+        np.arange(200) % 2, small_bundle.score(rows)
+    )
+    about = bundle.parts["recalibration"]
+    assert about["parent"] == small_bundle.model_id
+    assert bundle.model_id != small_bundle.model_id
+    assert about["files"][0]["sha256"] in json.dumps(small_bundle.parts["data"])
+    assert f"{about['patients']:,} local patients" in bundle.card
+    assert "slope" in made.summary()
+    low, high = bundle.calibrator.interval(np.array([-2.0]))
+    assert low < bundle.calibrator.apply(np.array([-2.0])) < high
+
+
+def test_too_few_septic_patients_are_refused(small_bundle, icu_hours, tmp_path):
+    some = icu_hours[icu_hours["patient_id"].isin(pd.unique(icu_hours["patient_id"])[:10])]
+    some.to_parquet(tmp_path / "few.parquet", index=False)
+    with pytest.raises(DataError, match="needs 20 septic patients"):
+        recalibrate(
+            "sepsis", "physionet2019", tmp_path / "few.parquet", tmp_path / "b", model=str(small_bundle.folder),
+            register=False,
+        )  # fmt: skip
