@@ -33,6 +33,7 @@ from features.sources.registry import READERS
 
 OURS: Final[dict[str, str]] = {
     "visits": "one row an attendance, CSV or Parquet: what bed forecasts learn from",
+    "triage": "one row a visit with any columns of numbers: what P(admission) alone learns from",
     "counts": "counts by hour or day, CSV or Parquet: what `wardcast backtest beds` issues forecasts of",
     "covariates": "weather, virus or ambulance series and calendars, to go with counts",
     "forecasts": "what `wardcast backtest beds` writes: every forecast issued, one row each",
@@ -95,7 +96,7 @@ def _body(name: str) -> str:
     if name in tables():
         return _tables(name)
     return {
-        "counts": _counts, "covariates": _covariates, "forecasts": _forecasts,
+        "triage": _triage, "counts": _counts, "covariates": _covariates, "forecasts": _forecasts,
         "visits": _visits, "events": _events, "encounters": _encounters, "archive": _archive, "meds": _meds,
         "physionet2019": _physionet2019, "physionet2012": _physionet2012, "fhir": _fhir, "hl7v2": _hl7v2,
     }.get(name, lambda: _head(name))()  # fmt: skip
@@ -159,6 +160,16 @@ def _hl7v2() -> str:
         aligned(hl7v2_message.REMEDIES.items(), ("left out", "because, and what to do")),
     ]
     return "\n".join(said) + _mapping("hl7v2")
+
+
+def _triage() -> str:
+    return (
+        _head_of("training.triage")
+        + "\n\nCSV or Parquet. Every column the mapping does not name is a number the model reads; empty is missing."
+        "\nTo score, the file needs the same columns and no outcome: wardcast score admissions --source triage"
+        "\n--model FOLDER --input FILE --output FILE.parquet writes row and p_admission, and the visit's column where"
+        "\nthe mapping names one."
+    )
 
 
 def _visits() -> str:

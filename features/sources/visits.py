@@ -114,7 +114,7 @@ def read(
     DataError
         The file cannot be read, a required column is missing, or no row is usable. Names the column and the remedy.
     """
-    return tidy(_of_hospital(_load(path), hospital), names, timezone)
+    return tidy(_of_hospital(load_table(path), hospital), names, timezone)
 
 
 def _of_hospital(raw: pd.DataFrame, hospital: str) -> pd.DataFrame:
@@ -142,7 +142,7 @@ def tidy(
     for name in VISIT_COLUMNS:
         source = raw[columns[name]].reset_index(drop=True) if name in columns else None
         if name in TIMES:
-            parsed[name], bad, moved = _times(source, len(raw), timezone)
+            parsed[name], bad, moved = instants(source, len(raw), timezone)
             reasons[f"unreadable_{name}"] = bad
             if moved:
                 repaired[f"{name}_at_the_change_of_clocks"] = moved
@@ -167,7 +167,14 @@ def tidy(
     return used, VisitAccount(len(raw), len(used), counts, repaired, columns)
 
 
-def _load(path: Path) -> pd.DataFrame:
+def load_table(path: Path) -> pd.DataFrame:
+    """A CSV or Parquet file as it stands; texts stay texts.
+
+    Raises
+    ------
+    DataError
+        The file is absent, broken or of another kind.
+    """
     if not path.is_file():
         raise DataError(f"No file of visits at {path}.")
     try:
@@ -226,7 +233,7 @@ def _has(raw: pd.DataFrame) -> str:
     return f"It has {shown}{' …' if raw.shape[1] > 20 else ''}."
 
 
-def _times(source: pd.Series | None, n: int, timezone: str) -> tuple[pd.Series, pd.Series, int]:
+def instants(source: pd.Series | None, n: int, timezone: str) -> tuple[pd.Series, pd.Series, int]:
     """Instants in UTC; which rows hold something that is no time; how many fell into a change of clocks."""
     nothing = pd.Series(pd.NaT, index=range(n), dtype=UTC_US)
     if source is None:
