@@ -385,6 +385,26 @@ def backtest_beds(
     _tell(done.summary())
 
 
+@forecast_app.command("patients")
+def forecast_patients(
+    at: Annotated[str, typer.Option(help="When, in the site's time zone. Default: now.")] = "now",
+    visits: Annotated[
+        Path | None, typer.Option(help="A visits table instead of the service's store.")
+    ] = None,
+    model: ModelOption = None,
+) -> None:
+    """Print P(admission) of everybody undecided in the emergency department, with its reasons, as JSON."""
+    from serving.reports.patients import patients_at
+    from serving.settings import Settings
+
+    settings = Settings.from_env()
+    if model is not None:
+        from training.tracking import resolve
+
+        settings = settings.with_admissions_model(resolve(model))
+    out.print_json(data=patients_at(settings, at, visits))
+
+
 @data_app.command("convert")
 def data_convert(
     source: Annotated[

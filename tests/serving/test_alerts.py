@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from features.clock import micros
+from features.errors import ConfigError
 from models.decision import AlertPolicy, pages
+from serving.alert_replay import replay
 
 pytestmark = pytest.mark.both_stores
 
@@ -159,3 +162,35 @@ def test_how_news_is_cut_into_calls_does_not_matter(make_service: Any, patient: 
     answer = service.get("/v1/risk", encounter="enc-1").json()
     single = service.post("/v1/sepsis/score", who.score_request(7)).json()
     assert (answer["probability"], answer["raw"]) == (single["probability"], single["raw"])
+
+
+def test_a_replay_of_stored_history_gives_the_same_alerts(service: Any, patient: Any, tmp_path: Path):
+    """Through a rise, a discharge that is withdrawn, another that stands, and a move out of the model's scope."""
+    who, moved = rising_and_falling(patient), rising_and_falling(patient, "enc-2")
+    stream(service, who, range(2, 8))
+    left = {"encounters": [who.encounter | {"discharge_time": who.at(8).isoformat()}]}
+    service.send(left | {"as_of": who.at(8.5).isoformat()})
+    service.send({"encounters": [who.encounter | {"discharge_time": None}], "as_of": who.at(8.6).isoformat()})
+    stream(service, who, range(9, 30))
+    service.send(left | {"as_of": who.at(30).isoformat()})
+    moved.events = [e | {"time": (who.at(40 + moved._hour(e))).isoformat()} for e in moved.events]
+    stream(service, moved, range(42, 55))
+    service.send(
+        {"encounters": [moved.encounter | {"encounter_class": "ward"}], "as_of": who.at(55).isoformat()}
+    )
+    stream(service, moved, range(56, 70))
+    got = replay(service.settings)
+    assert got.alike
+    assert len(got.raised) >= 5
+    assert {who for who, _, _ in got.raised} == {"enc-1", "enc-2"}
+    rules = tmp_path / "rules.toml"
+    rules.write_text("[rules]\nsnooze_h = 100\nreraise = 900\nrelease = 0.01\n", encoding="utf-8")
+    quiet = replay(service.settings, rules)
+    assert len(quiet.replayed) < len(quiet.raised) == len(got.raised)
+    assert "100 quiet hours" in quiet.summary()
+    assert "enc-" not in quiet.summary()
+
+
+def test_a_replay_without_scores_says_so(service: Any):
+    with pytest.raises(ConfigError, match="scored nobody"):
+        replay(service.settings)
