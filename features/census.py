@@ -64,6 +64,31 @@ def calendar(instants: pd.Series, timezone: str, holidays: str = "") -> pd.DataF
     )
 
 
+def lagged_covariates(series: pd.DataFrame, days: pd.Series, delay_days: int = 1) -> pd.DataFrame:
+    """What was known of each daily series on each local day: the logarithm of 1 + the mean of its last seven values.
+
+    Parameters
+    ----------
+    series : DataFrame
+        ``date`` (datetime64, midnight, no zone) and one column of numbers a series; gaps are allowed.
+    days : Series of datetime64, shape (n,)
+    delay_days : int
+        A day's value is known so many days after it, from midnight on; at least 1.
+
+    Returns
+    -------
+    DataFrame, shape (n, n_series); NaN where nothing of the last seven days was known.
+    """
+    names = [c for c in series.columns if c != "date"]
+    daily = series.groupby("date")[names].mean().sort_index()
+    if daily.empty:
+        return pd.DataFrame(np.nan, index=days.index, columns=names)
+    whole = daily.reindex(pd.date_range(daily.index[0], days.max(), freq="1D"))
+    week: pd.DataFrame = whole.clip(lower=0).rolling(7, min_periods=1).mean().apply(np.log1p)
+    known: pd.DataFrame = week.reindex(days - pd.Timedelta(days=delay_days)).set_index(days.index)
+    return known
+
+
 def public_holidays(place: str, years: Sequence[int]) -> list[date]:
     """Public holidays of some years in a country, with subdivision after a hyphen if wanted (``GB-ENG``).
 

@@ -1,25 +1,26 @@
 """From who is in the hospital now to the beds it will need: the flows, and their joint distribution.
 
-Everybody the forecast counts reaches a bed (or leaves one) inside a window. Five flows make it up:
+Everybody the forecast counts reaches a bed (or leaves one) inside a window. These flows make it up:
 
 =========== ==========================================================================================
 known       decided to admit, waiting for a bed: time to bed by how long they have waited
 in the ED   not decided: probability of admission (LightGBM, any clock time) x specialty x time to bed
 to come     still to arrive at the emergency department: hourly rate x level x shared day effect
-planned     electives and transfers still to come, in the same way
+planned     on the elective list; where there is none, electives and transfers from elsewhere by rate
+moved       inpatients who come from, and go to, another specialty
 discharges  inpatients by specialty, length of stay so far, hour and weekday
 =========== ==========================================================================================
 
-Patients are drawn jointly (one draw = one possible future of the whole hospital), so that specialties sum to the
-hospital and windows to longer windows in every draw. Means are exact and add up; quantiles are read from the draws
-after the conformal correction of :class:`models.forecast.Recalibration`.
+Patients are drawn jointly (one draw = one possible future of the whole hospital, :mod:`models.draws`), so that
+specialties sum to the hospital and windows to longer windows in every draw. Means are exact and add up; quantiles are
+read from the draws after the conformal correction of :class:`models.forecast.Recalibration`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final, Protocol
@@ -31,14 +32,18 @@ import numpy.typing as npt
 import pandas as pd
 
 from features import census
-from features.clock import UTC_US, from_micros, micros
+from features.clock import HOUR_US, UTC_US, from_micros, micros
 from features.errors import DataError, SpecError
 from features.featureset import FeatureSet
 from features.sources.visits import through_ed, visit_events
 from features.windows import FlatEvents
 from models.bundle import Bundle
+from models.draws import FLOWS, PLANNED, TO_COME, Chances, draw
+from models.draws import means as expected_flows
+from models.flows import Moves, StayHazard, Stream, TimeTo, frozen, part_of_day, plain
 from models.forecast import Counts, Recalibration, day_effect, poisson_binomial
 from models.spec import Spec
+from models.surge import RECENT_DAYS, WEEKS, Surge, Usual, age_group, detect
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -46,22 +51,29 @@ Ints = npt.NDArray[np.int64]
 CALENDAR: Final = ("hour_of_day", "weekday")
 """Inputs of the admission model beside its feature set, local time; ``[model] calendar`` in the spec."""
 HOSPITAL: Final = "hospital"
+SPECIALTY: Final = "specialty"
+"""Any level but the hospital, where corrections are pooled."""
 OTHER: Final = "other"
 """Specialties too small for a line of their own."""
 UNKNOWN: Final = "other or unknown"
 """The level of patients whose specialty has no line; there only while there are such patients."""
-FLOWS: Final = ("known", "in_ed", "to_come", "planned", "discharges")
-DRAWS: Final = 2000
+ENTERING: Final = FLOWS[: PLANNED + 1]
+"""The flows of people who need a bed of the hospital."""
+DOORS: Final = {"emergency": TO_COME, "elective": PLANNED, "transfer": PLANNED}
+"""Ways into the hospital, and the flow each counts in."""
+DRAWS: Final = 1000
+DAYS: Final = 7
+"""How many whole days ahead a report looks."""
 LEVEL_DAYS: Final = 28
 LEVEL_WEIGHT: Final = 300.0
 """Arrivals' worth of belief that the present level is that of training."""
-DAYS: Final = 7
-"""How many whole days ahead a report looks."""
-NIGHT: Final = (18, 6)
-ELAPSED_H: Final = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-"""Lower edges of time already spent, for the tables of time still to go."""
-STAY_DAYS: Final = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 15.0, 22.0, 31.0)
-"""Lower edges of length of stay so far."""
+MIX_DAYS: Final = 56
+MIX_WEIGHT: Final = 1000.0
+"""Admissions' worth of belief that the present mix of specialties is that of training."""
+SURGE_WEIGHT: Final = 150.0
+"""The same while a surge is under way and the mix of its seven days is read."""
+LIST_WEIGHT: Final = 20.0
+"""Listed patients' worth of belief that everybody on the elective list comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,116 +128,6 @@ def _next(now: pd.Timestamp, hours: int) -> Window:
     )
 
 
-# ------------------------------------------------------------ fitted parts, as JSON
-
-
-@dataclass(frozen=True)
-class ArrivalRate:
-    """Expected arrivals an hour: log-linear in local hour, weekday, hour at weekends, holiday and season."""
-
-    intercept: float
-    hour: tuple[float, ...]
-    weekday: tuple[float, ...]
-    weekend_hour: tuple[float, ...]
-    holiday: float = 0.0
-    season: tuple[float, float] = (0.0, 0.0)
-    dispersion: float = 0.0
-    """Variance of the factor that all hours of one local day share."""
-
-    def rate(self, calendar: pd.DataFrame) -> Floats:
-        """Arrivals an hour for each row of :func:`features.census.calendar`."""
-        hour, weekday = calendar["hour_of_day"].to_numpy(), calendar["weekday"].to_numpy()
-        turn = 2 * np.pi * calendar["day_of_year"].to_numpy("float64") / 365.25
-        log = (
-            self.intercept
-            + np.array(self.hour)[hour]
-            + np.array(self.weekday)[weekday]
-            + np.where(weekday >= 5, np.array(self.weekend_hour)[hour], 0.0)
-            + self.holiday * calendar["holiday"].to_numpy()
-            + self.season[0] * np.sin(turn)
-            + self.season[1] * np.cos(turn)
-        )
-        return np.asarray(np.exp(log), dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class TimeTo:
-    """How long until a bed: quantiles of hours, one row for each bin of the time spent already, by day and by night.
-
-    ``knots`` has shape (2, n_bins, n_quantiles): [day, night].
-    """
-
-    knots: tuple[tuple[tuple[float, ...], ...], ...]
-
-    def reached(self, elapsed_h: Floats, hour: Ints, within_h: Floats) -> Floats:
-        """P(bed within), shape (n_patients, n_edges), for hours ``within_h`` of shape (n_edges,)."""
-        table = np.array(self.knots)
-        bin_ = np.clip(np.searchsorted(ELAPSED_H, elapsed_h, side="right") - 1, 0, table.shape[1] - 1)
-        night = is_night(hour).astype("int64")
-        share = (np.arange(table.shape[2]) + 0.5) / table.shape[2]
-        out = np.zeros((len(elapsed_h), len(within_h)))
-        for key in {(int(a), int(b)) for a, b in zip(night, bin_, strict=True)}:
-            rows = (night == key[0]) & (bin_ == key[1])
-            x = np.concatenate([[0.0], table[key], [table[key][-1] * 1.5 + 1.0]])
-            y = np.concatenate([[0.0], share, [1.0]])
-            out[rows] = np.interp(within_h, np.maximum.accumulate(x), y, left=0.0, right=1.0)
-        return out
-
-
-def is_night(hour: Ints) -> npt.NDArray[np.bool_]:
-    """Local hours from 18 to 5, when beds are slower to come."""
-    return np.asarray((hour >= NIGHT[0]) | (hour < NIGHT[1]))
-
-
-@dataclass(frozen=True)
-class Stream:
-    """People still to come through one door: rate, share admitted and specialty mix by local hour, time to bed."""
-
-    rate: ArrivalRate
-    admitted: tuple[float, ...]
-    mix: tuple[tuple[float, ...], ...]
-    time_to_bed: TimeTo
-
-
-@dataclass(frozen=True)
-class StayHazard:
-    """Discharges an hour of a patient in a bed: log-linear in specialty x stay so far, local hour and weekday."""
-
-    base: tuple[tuple[float, ...], ...]
-    hour: tuple[float, ...]
-    weekday: tuple[float, ...]
-
-    def leaving(self, specialty: Ints, stay_h: Floats, hour: Ints, weekday: Ints, edges_h: Floats) -> Floats:
-        """P(discharge before each edge), shape (n_patients, n_edges).
-
-        ``hour`` and ``weekday`` are local, one entry for each hour from now on; ``edges_h`` are hours from now, rising.
-        """
-        days = (stay_h[:, None] + np.arange(len(hour))[None, :] + 0.5) / 24
-        bins = np.clip(np.searchsorted(STAY_DAYS, days, side="right") - 1, 0, len(STAY_DAYS) - 1)
-        log = np.array(self.base)[specialty[:, None], bins]
-        log += (np.array(self.hour)[hour] + np.array(self.weekday)[weekday])[None, :]
-        total = np.zeros((len(specialty), len(hour) + 1))
-        np.cumsum(np.exp(log), axis=1, out=total[:, 1:])
-        place = np.clip(edges_h, 0, len(hour))
-        low = np.minimum(place.astype("int64"), len(hour) - 1)
-        reached = total[:, low] + (place - low) * (total[:, low + 1] - total[:, low])
-        return np.asarray(1.0 - np.exp(-reached))
-
-    def with_pooled(self, mix: Floats) -> StayHazard:
-        """The same, with one more row for patients of no known specialty: all who are still there, pooled.
-
-        ``mix`` is the share of each specialty among the admitted, shape (n_specialties,). Those who stay long weigh
-        more in the later bins of stay, as they do in the wards.
-        """
-        usual = np.exp(self.hour).mean() * np.exp(self.weekday).mean()
-        hazard = np.exp(np.array(self.base)) * usual
-        spent = np.cumsum(hazard[:, :-1] * np.diff(STAY_DAYS) * 24, axis=1)
-        there = mix[:, None] * np.exp(-np.concatenate([np.zeros((len(mix), 1)), spent], axis=1))
-        there = np.maximum(there, 1e-300)
-        pooled = np.log((there * hazard).sum(axis=0) / there.sum(axis=0) / usual)
-        return replace(self, base=(*self.base, tuple(float(h) for h in pooled)))
-
-
 # ------------------------------------------------------------ the model
 
 
@@ -254,14 +156,40 @@ class Situation:
     in_ed: pd.DataFrame
     """Undecided patients with ``p_admission`` and one ``p_<k>`` a specialty."""
     inpatients: pd.DataFrame
+    """With ``since``, when their specialty began."""
     level: dict[str, float]
     today: dict[str, tuple[float, float]]
     """By door: arrivals seen today so far, and how many were expected at the present level."""
+    mix: tuple[float, ...]
+    """Recent share of each specialty among emergency admissions, as a multiple of training's."""
+    covariates: dict[str, float] = field(default_factory=dict)
+    """Daily series as last known, by name: see :class:`models.flows.Covariate`."""
+    listed: pd.DataFrame | None = None
+    """The elective list from now on; None where there is none."""
+    list_kept: float = 1.0
+    """P(a listed patient comes)."""
+    surge: Surge | None = None
+
+    def without_surge(self) -> Situation:
+        """The same hospital at the usual level and mix, with outside series as usual."""
+        if self.surge is None:
+            return self
+        seen, expected = self.today["emergency"]
+        usual = self.surge.usual_level
+        expected *= usual / max(self.level["emergency"], 1e-9)
+        return replace(
+            self,
+            level=self.level | {"emergency": usual},
+            today=self.today | {"emergency": (min(seen, expected), expected)},
+            mix=(1.0,) * len(self.mix),
+            covariates={},
+            surge=None,
+        )
 
 
 @dataclass(frozen=True)
 class Futures:
-    """Draws of each flow, shape (draws, n_lines, n_segments), and their exact means."""
+    """Draws of each flow, shape (draws, n_lines, n_segments), and their exact means, (n_lines, n_segments)."""
 
     edges: tuple[pd.Timestamp, ...]
     draws: dict[str, Ints]
@@ -283,6 +211,8 @@ class BedModel:
     undecided: TimeTo
     theatre: TimeTo
     stays: StayHazard
+    moves: Moves
+    usual: Usual
     corrections: dict[str, Recalibration]
     holidays: str = ""
 
@@ -290,21 +220,15 @@ class BedModel:
         """JSON-able."""
         return {
             "specialties": list(self.specialties),
-            "streams": {
-                name: {
-                    "rate": {k: _plain(v) for k, v in vars(s.rate).items()},
-                    "admitted": list(s.admitted),
-                    "mix": _plain(s.mix),
-                    "time_to_bed": _plain(s.time_to_bed.knots),
-                }
-                for name, s in self.streams.items()
-            },
+            "streams": {name: s.to_dict() for name, s in self.streams.items()},
             "time_to_bed": {
-                "decided": _plain(self.decided.knots),
-                "undecided": _plain(self.undecided.knots),
-                "theatre": _plain(self.theatre.knots),
+                "decided": plain(self.decided.knots),
+                "undecided": plain(self.undecided.knots),
+                "theatre": plain(self.theatre.knots),
             },
-            "stays": {k: _plain(v) for k, v in vars(self.stays).items()},
+            "stays": {k: plain(v) for k, v in vars(self.stays).items()},
+            "moves": {k: plain(v) for k, v in vars(self.moves).items()},
+            "usual": self.usual.to_dict(),
             "corrections": {k: c.to_dict() for k, c in self.corrections.items()},
             "holidays": self.holidays,
         }
@@ -319,23 +243,16 @@ class BedModel:
             A part is missing.
         """
         try:
-            streams = {
-                name: Stream(
-                    rate=ArrivalRate(**{k: _frozen(v) for k, v in s["rate"].items()}),
-                    admitted=_frozen(s["admitted"]),
-                    mix=_frozen(s["mix"]),
-                    time_to_bed=TimeTo(_frozen(s["time_to_bed"])),
-                )
-                for name, s in table["streams"].items()
-            }
-            times = {k: TimeTo(_frozen(v)) for k, v in table["time_to_bed"].items()}
+            times = {k: TimeTo(frozen(v)) for k, v in table["time_to_bed"].items()}
             return cls(
                 specialties=tuple(table["specialties"]),
-                streams=streams,
+                streams={name: Stream.from_dict(s) for name, s in table["streams"].items()},
                 decided=times["decided"],
                 undecided=times["undecided"],
                 theatre=times["theatre"],
-                stays=StayHazard(**{k: _frozen(v) for k, v in table["stays"].items()}),
+                stays=StayHazard(**{k: frozen(v) for k, v in table["stays"].items()}),
+                moves=Moves(**{k: frozen(v) for k, v in table["moves"].items()}),
+                usual=Usual.from_dict(table["usual"]),
                 corrections={k: Recalibration.from_dict(v) for k, v in table["corrections"].items()},
                 holidays=table["holidays"],
             )
@@ -351,26 +268,30 @@ class BedModel:
         Raises
         ------
         SpecError
-            The bundle is of another product.
+            The bundle is of another product, or knows P(admission) alone.
         """
         if "flow" not in bundle.parts:
-            raise SpecError(f"Bundle {bundle.model_id} has no flow.json: it is not an admissions bundle.")
+            raise SpecError(
+                f"Bundle {bundle.model_id} has no flow.json: it is not an admissions bundle trained on visits."
+            )
         return cls.from_dict(bundle.parts["flow"])
 
     def correction(self, what: str, window: str, level: str) -> Recalibration:
-        """The conformal correction of one statement; the identity where none was fitted."""
-        kind = HOSPITAL if level == HOSPITAL else "specialty"
-        return self.corrections.get(f"{what}/{window}/{kind}", Recalibration())
+        """The conformal correction of one statement: the level's own, else of any specialty, else the identity."""
+        own = self.corrections.get(f"{what}/{window}/{level}")
+        return own or self.corrections.get(f"{what}/{window}/{SPECIALTY}", Recalibration())
 
     def code(self, specialty: pd.Series) -> Ints:
         """Line of each patient; a specialty without one is ``other`` if the model has that, else one past the last."""
-        place = {name: k for k, name in enumerate(self.specialties)}
-        rest = place.get(OTHER, len(self.specialties))
-        return np.array([place.get(s, rest) for s in specialty.astype("str")], dtype=np.int64)
+        names = list(self.specialties)
+        place = pd.Index(names, dtype="str").get_indexer(pd.Index(specialty, dtype="str"))
+        rest = names.index(OTHER) if OTHER in names else len(names)
+        return np.where(place < 0, rest, place).astype("int64")
 
     def lines(self, situation: Situation) -> tuple[str, ...]:
         """The levels that sum to the hospital: the specialties, and :data:`UNKNOWN` while somebody belongs there."""
-        codes = self.code(_decided(situation))
+        listed = [] if situation.listed is None else [situation.listed["specialty"]]
+        codes = self.code(pd.concat([_decided(situation), *listed], ignore_index=True))
         return (*self.specialties, UNKNOWN) if (codes == len(self.specialties)).any() else self.specialties
 
     def strangers(self, situation: Situation, least: float = 0.0) -> dict[str, int]:
@@ -396,51 +317,116 @@ class BedModel:
         bundle: AdmissionModel,
         at: datetime,
         timezone: str,
+        elective: pd.DataFrame | None = None,
+        covariates: pd.DataFrame | None = None,
     ) -> Situation:
         """Who is where, and P(admission) of the undecided.
 
         Parameters
         ----------
         visits : DataFrame with ``VISIT_COLUMNS``, as known at ``at``
+            With the column ``since`` (:func:`features.sources.moves.located_at`) where moves are known.
         events : DataFrame of cleaned events, or FlatEvents that already hold :func:`visit_events`
+        elective : DataFrame, optional
+            :func:`features.sources.outlook.read_elective`.
+        covariates : DataFrame, optional
+            :func:`features.sources.outlook.read_covariates`; days that were not known at ``at`` are not read.
         """
         now = pd.Timestamp(at).tz_convert("UTC")
         ed = census.undecided(visits, now)
         if not isinstance(events, FlatEvents):
             events = pd.concat([events[events["encounter_id"].isin(ed["encounter_id"])], visit_events(ed)])
         rows = ed[["encounter_id"]].assign(prediction_time=pd.Series(now, index=ed.index, dtype=UTC_US))
-        level, today = self._level(visits, now, timezone)
+        chances = admission_probabilities(bundle, events, rows, timezone, len(self.specialties))
+        inpatients = census.inpatients(visits, now)
+        if "since" not in inpatients.columns:
+            inpatients = inpatients.assign(since=inpatients["admission_time"])
+        known = {} if covariates is None else _last_known(covariates, now, timezone)
+        surge = self._surge(visits, now, timezone)
+        level, today = self._level(visits, now, timezone, known, surge)
+        listed, kept = _listed(elective, visits, now)
         return Situation(
             at=now,
             timezone=timezone,
             waiting=census.waiting(visits, now),
-            in_ed=pd.concat(
-                [ed, admission_probabilities(bundle, events, rows, timezone, len(self.specialties))], axis=1
-            ),
-            inpatients=census.inpatients(visits, now),
+            in_ed=pd.concat([ed, chances], axis=1),
+            inpatients=inpatients,
             level=level,
             today=today,
+            mix=self._mix(visits, now, surge is not None),
+            covariates=known,
+            listed=listed,
+            list_kept=kept,
+            surge=surge,
         )
 
+    def _calendar(self, spans: pd.DataFrame, timezone: str, covariates: Mapping[str, float]) -> pd.DataFrame:
+        return census.calendar(spans["start"], timezone, self.holidays).assign(**covariates)
+
     def _level(
-        self, visits: pd.DataFrame, now: pd.Timestamp, timezone: str
+        self,
+        visits: pd.DataFrame,
+        now: pd.Timestamp,
+        timezone: str,
+        covariates: Mapping[str, float],
+        surge: Surge | None,
     ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-        """How busy the last four weeks were against expectation, and today so far against that."""
-        ed = through_ed(visits)
+        """How busy the last four weeks were against expectation (in a surge, the last week), and today so far."""
+        door = door_of(visits)
         midnight = census.local_midnight(now.tz_convert(ZoneInfo(timezone)).date(), timezone)
         first = max(_complete_since(visits, now), now - timedelta(days=LEVEL_DAYS))
         spent = _spans(first, now)
-        calendar = census.calendar(spent["start"], timezone, self.holidays)
+        calendar = self._calendar(spent, timezone, covariates)
         so_far = (spent["start"] >= midnight).to_numpy()
         level, today = {}, {}
         for name, stream in self.streams.items():
-            came = visits.loc[ed == (name == "emergency"), "arrival_time"]
+            came = visits.loc[door == name, "arrival_time"]
             expected = stream.rate.rate(calendar) * spent["hours"].to_numpy()
             seen = census.count_between(came, first, now)
             level[name] = float((seen + LEVEL_WEIGHT) / (expected.sum() + LEVEL_WEIGHT))
+            if name == "emergency" and surge is not None:
+                level[name] = surge.level
             seen_today = float(census.count_between(came, max(midnight, first), now))
             today[name] = (seen_today, float(expected[so_far].sum() * level[name]))
         return level, today
+
+    def _mix(self, visits: pd.DataFrame, now: pd.Timestamp, surging: bool) -> tuple[float, ...]:
+        """Specialties of recent emergency admissions against training, pulled towards it."""
+        since, weight = (
+            (timedelta(days=RECENT_DAYS), SURGE_WEIGHT) if surging else (timedelta(days=MIX_DAYS), MIX_WEIGHT)
+        )
+        decided = through_ed(visits) & (visits["decision_time"] > now - since)
+        code = self.code(visits.loc[decided, "specialty"])
+        count = np.bincount(code, minlength=len(self.specialties))[: len(self.specialties)]
+        usual = np.array(self.usual.admitted)
+        usual = usual / max(usual.sum(), 1e-12)
+        ratio = (count + weight * usual) / ((count.sum() + weight) * np.maximum(usual, 1e-12))
+        return tuple(float(r) for r in np.where(usual > 0, ratio, 1.0))
+
+    def _surge(self, visits: pd.DataFrame, now: pd.Timestamp, timezone: str) -> Surge | None:
+        """Look at the complete days that are known."""
+        zone = ZoneInfo(timezone)
+        today = now.tz_convert(zone).tz_localize(None).normalize()
+        first = _complete_since(visits, now).tz_convert(zone).tz_localize(None).normalize()
+        first = max(first + pd.Timedelta(days=1), today - pd.Timedelta(days=7 * WEEKS + RECENT_DAYS))
+        days = pd.Series(pd.date_range(first, today, freq="1D", inclusive="left", unit="us"))
+        if len(days) < 2 * RECENT_DAYS:
+            return None
+        ed = visits[through_ed(visits)]
+        group, line = age_group(ed["age_years"]), self.code(ed["specialty"])
+        names = len(self.specialties)
+        arrivals = _daily(ed["arrival_time"], group, len(self.usual.ages), days, zone)
+        everybody = _daily(ed["arrival_time"], np.zeros(len(ed), "int64"), 1, days, zone)
+        admitted = _daily(ed["decision_time"], line, names, days, zone)
+        edges = [census.local_midnight(d.date(), timezone) for d in (days.iloc[0], today)]
+        spans = _spans(*edges)
+        hours = self._calendar(spans, timezone, {})
+        expected = self.streams["emergency"].rate.rate(hours) * spans["hours"].to_numpy()
+        day = (hours["local_date"] - days.iloc[0]).dt.days.to_numpy()
+        due = np.bincount(day, weights=expected, minlength=len(days))
+        return detect(
+            days, np.concatenate([arrivals, everybody], axis=1), admitted, due, self.usual, self.specialties
+        )
 
     # -------------------------------------------------------- futures
 
@@ -450,31 +436,36 @@ class BedModel:
         """Draw what may come: every flow, by :meth:`lines` and segment between the windows' edges."""
         edges = sorted({situation.at, *(w.start for w in windows), *(w.end for w in windows)})
         edges_h = np.array([(e - situation.at) / pd.Timedelta(hours=1) for e in edges])
-        n_spec, n_seg = len(self.lines(situation)), len(edges) - 1
-        shape = (draws, n_spec, n_seg)
-        chances = {
-            "known": self._known(situation, edges_h),
-            "in_ed": self._in_ed(situation, edges_h),
-            "discharges": self._discharges(situation, edges_h),
-        }
-        out = {name: _draw_patients(p, rng, draws).reshape(shape) for name, p in chances.items()}
-        means = {name: p.sum(axis=0).reshape(n_spec, n_seg) for name, p in chances.items()}
-        spans = _spans(situation.at, edges[-1])
-        ahead = spans, census.calendar(spans["start"], situation.timezone, self.holidays)
-        for flow, door in (("to_come", "emergency"), ("planned", "direct")):
-            drawn, mean = self._to_come(situation, door, ahead, edges, rng, draws)
-            out[flow], means[flow] = _padded(drawn, n_spec), _padded(mean, n_spec)
-        arrivals = out["known"] + out["in_ed"] + out["to_come"] + out["planned"]
-        share = self._same_window(situation, edges_h)
-        out["discharges"] = out["discharges"] + _draw_leaving(arrivals, share, rng)
-        into = means["known"] + means["in_ed"] + means["to_come"] + means["planned"]
-        means["discharges"] = means["discharges"] + np.einsum("ka,kab->kb", into, share)
-        return Futures(tuple(edges), out, means)
+        rate, days = self._to_come(situation, edges)
+        chances = self._chances(situation, edges_h, rate)
+        factor, mean_factor = self._day_factors(situation, days, rng, draws)
+        drawn, means = draw(chances, factor, rng), expected_flows(chances, mean_factor)
+        return Futures(
+            tuple(edges),
+            {name: drawn[:, k] for k, name in enumerate(FLOWS)},
+            {name: means[k] for k, name in enumerate(FLOWS)},
+        )
 
-    def _by_line(self, s: Situation, codes: Ints, shares: Floats) -> Floats:
-        """Put each patient's chance by segment on their line, flattened."""
-        onto = np.eye(len(self.lines(s)))[codes]
-        return (onto[:, :, None] * shares[:, None, :]).reshape(len(codes), onto.shape[1] * shares.shape[1])
+    def _chances(self, s: Situation, edges_h: Floats, rate: Floats) -> Chances:
+        """Everybody's chances by segment: see :class:`models.draws.Chances`."""
+        n_lines, listed = len(self.lines(s)), _none_listed() if s.listed is None else s.listed
+        stays = self._stays_of(s)
+        moving = self.moves.padded(n_lines)
+        codes = self.code(s.inpatients["specialty"])
+        return Chances(
+            known_line=self.code(s.waiting["specialty"]),
+            known=self._known(s, edges_h),
+            in_ed=self._in_ed(s, edges_h),
+            in_ed_line=_padded(self._line_of_undecided(s), n_lines),
+            planned_line=self.code(listed["specialty"]),
+            planned=self._planned(s, listed, edges_h),
+            in_bed_line=codes,
+            in_bed=_fates(stays, moving, codes, _hours_since(s.inpatients["since"], s.at), None, s, edges_h),
+            after=_after(stays, moving, n_lines, s, edges_h),
+            destination=np.array(moving.destination),
+            rate=np.pad(rate, [(0, 0), (0, 0), (0, n_lines - rate.shape[2]), (0, 0)]),
+            flow_of_door=np.array([DOORS[name] for name in self.streams]),
+        )
 
     def _stays_of(self, s: Situation) -> StayHazard:
         """Stays by line: those of no known specialty stay as all do."""
@@ -483,100 +474,175 @@ class BedModel:
         return self.stays.with_pooled(np.array(self.streams["emergency"].mix).mean(axis=0))
 
     def _known(self, s: Situation, edges_h: Floats) -> Floats:
-        """Chance of each waiting patient to reach a bed, by specialty and segment, flattened."""
+        """P(bed in each segment) of each waiting patient."""
         who = s.waiting
         elapsed = _hours_since(who["decision_time"], s.at)
-        hour = _hour(s.at, s.timezone)
-        hours = np.full(len(who), hour)
+        hours = np.full(len(who), _hour(s.at, s.timezone))
         ed = through_ed(who).to_numpy()[:, None] if len(who) else np.zeros((0, 1), bool)
         reached = np.where(
             ed, self.decided.reached(elapsed, hours, edges_h), self.theatre.reached(elapsed, hours, edges_h)
         )
-        return self._by_line(s, self.code(who["specialty"]), np.diff(reached, axis=1))
+        return np.diff(reached, axis=1)
 
     def _in_ed(self, s: Situation, edges_h: Floats) -> Floats:
+        """P(admitted, and in a bed in each segment) of each undecided patient."""
         who = s.in_ed
         hours = np.full(len(who), _hour(s.at, s.timezone))
         reached = self.undecided.reached(_hours_since(who["arrival_time"], s.at), hours, edges_h)
-        onto = who[[f"p_{k}" for k in range(len(self.specialties))]].to_numpy("float64")
-        each = (
-            who["p_admission"].to_numpy("float64")[:, None, None]
-            * onto[:, :, None]
-            * np.diff(reached)[:, None, :]
-        )
-        n_lines = len(self.lines(s))
-        return _padded(each, n_lines).reshape(len(who), n_lines * (len(edges_h) - 1))
+        return who["p_admission"].to_numpy("float64")[:, None] * np.diff(reached)
 
-    def _discharges(self, s: Situation, edges_h: Floats) -> Floats:
-        who = s.inpatients
-        code = self.code(who["specialty"])
-        stay = _hours_since(who["admission_time"], s.at)
-        gone = self._stays_of(s).leaving(code, stay, *_clock_ahead(s, edges_h), edges_h)
-        return self._by_line(s, code, np.diff(gone, axis=1))
+    def _line_of_undecided(self, s: Situation) -> Floats:
+        """P(specialty given admission) of each undecided patient, moved by the recent mix."""
+        columns = [f"p_{k}" for k in range(len(self.specialties))]
+        share = s.in_ed[columns].to_numpy("float64") * np.array(s.mix)[None, :]
+        return share / np.maximum(share.sum(axis=1, keepdims=True), 1e-12)
 
-    def _same_window(self, s: Situation, edges_h: Floats) -> Floats:
-        """P(leaves in segment b | reached a bed in segment a), shape (n_lines, n_segments, n_segments)."""
-        n_spec, n_seg, stays = len(self.lines(s)), len(edges_h) - 1, self._stays_of(s)
-        hour, weekday = _clock_ahead(s, edges_h)
-        out = np.zeros((n_spec, n_seg, n_seg))
-        for a in range(n_seg):
-            middle = (edges_h[a] + edges_h[a + 1]) / 2
-            now = int(middle)
-            edges = np.maximum(edges_h - now, middle - now)
-            gone = stays.leaving(np.arange(n_spec), np.zeros(n_spec), hour[now:], weekday[now:], edges)
-            out[:, a, :] = np.diff(gone, axis=1)
-        return out
+    def _planned(self, s: Situation, listed: pd.DataFrame, edges_h: Floats) -> Floats:
+        """P(comes, and in a bed in each segment) of each listed patient."""
+        due = -_hours_since(listed["planned_time"], s.at)
+        hour = listed["planned_time"].dt.tz_convert(ZoneInfo(s.timezone)).dt.hour.to_numpy("int64")
+        within = np.maximum(edges_h[None, :] - due[:, None], 0)
+        table = self.streams["elective"].time_to_bed
+        rows = [table.reached(np.zeros(1), hour[[i]], w)[0] for i, w in enumerate(within)]
+        reached = np.stack(rows) if rows else np.zeros((0, len(edges_h)))
+        return s.list_kept * np.diff(reached, axis=1)
 
-    def _to_come(
-        self,
-        s: Situation,
-        door: str,
-        ahead: tuple[pd.DataFrame, pd.DataFrame],
-        edges: Sequence[pd.Timestamp],
-        rng: np.random.Generator,
-        draws: int,
-    ) -> tuple[Ints, Floats]:
-        """Arrivals still to come who reach a bed by specialty and segment: Poisson given each day's shared factor."""
-        stream = self.streams[door]
-        spans, calendar = ahead
-        rate = stream.rate.rate(calendar) * spans["hours"].to_numpy() * s.level[door]
+    def _to_come(self, s: Situation, edges: Sequence[pd.Timestamp]) -> tuple[Floats, pd.Series]:
+        """Expected arrivals who reach a bed, (doors, days, specialties, segments), and the local days."""
+        spans = _spans(s.at, edges[-1])
+        calendar = self._calendar(spans, s.timezone, s.covariates)
         hour = calendar["hour_of_day"].to_numpy("int64")
-        reached = self._reached_after(stream.time_to_bed, spans, hour, edges)
-        each = (rate * np.array(stream.admitted)[hour])[:, None, None] * np.array(stream.mix)[hour][
-            :, :, None
-        ]
-        flow = each * np.diff(reached, axis=1)[:, None, :]
         day, dates = pd.factorize(calendar["local_date"])
-        seen, expected = s.today[door]
-        total = np.zeros((draws, len(stream.mix[0]), len(edges) - 1))
-        mean = np.zeros(total.shape[1:])
-        here = s.at.tz_convert(ZoneInfo(s.timezone)).tz_localize(None).normalize()
-        for k, date in enumerate(dates):
-            so_far = (seen, expected) if date == here else (0.0, 0.0)
-            factor = day_effect(stream.rate.dispersion, *so_far, rng, draws)
-            shape = 1 / stream.rate.dispersion if stream.rate.dispersion > 0 else np.inf
-            expected_factor = (shape + so_far[0]) / (shape + so_far[1]) if np.isfinite(shape) else 1.0
-            part = flow[day == k].sum(axis=0)
-            total += factor[:, None, None] * part[None]
-            mean += expected_factor * part
-        return np.asarray(rng.poisson(total), dtype=np.int64), mean
+        onto_day = np.eye(len(dates))[day]
+        out = []
+        for name, stream in self.streams.items():
+            rate = stream.rate.rate(calendar) * spans["hours"].to_numpy() * s.level[name]
+            if name == "elective" and s.listed is not None:
+                rate = np.where(calendar["local_date"] <= _listed_until(s), 0.0, rate)
+            mix = np.array(stream.mix) * (np.array(s.mix) if name == "emergency" else 1.0)
+            mix = mix / mix.sum(axis=1, keepdims=True)
+            reached = np.diff(_reached_after(stream.time_to_bed, spans, hour, edges), axis=1)
+            by_hour = (rate * np.array(stream.admitted)[hour])[:, None] * mix[hour]
+            out.append(np.einsum("hd,hk,hs->dks", onto_day, by_hour, reached, optimize=True))
+        return np.stack(out), pd.Series(dates)
 
-    def _reached_after(
-        self, time_to_bed: TimeTo, spans: pd.DataFrame, hour: Ints, edges: Sequence[pd.Timestamp]
-    ) -> Floats:
-        """P(bed by each edge) of somebody who arrives inside each span, averaged over four moments of the span."""
-        start = micros(spans["start"])
-        ends = np.array([e.value // 1000 for e in edges], dtype="int64")
-        out = np.zeros((len(spans), len(edges)))
-        for part in (0.125, 0.375, 0.625, 0.875):
-            arrival = start + (spans["hours"].to_numpy() * part * 3.6e9).astype("int64")
-            for night in (False, True):
-                rows = np.flatnonzero(is_night(hour) == night)
-                within = (ends[None, :] - arrival[rows, None]) / 3.6e9
-                one = np.array([23 if night else 12])
-                flat = time_to_bed.reached(np.zeros(1), one, np.maximum(within, 0).ravel())[0]
-                out[rows] += flat.reshape(within.shape) / 4
-        return out
+    def _day_factors(
+        self, s: Situation, days: pd.Series, rng: np.random.Generator, draws: int
+    ) -> tuple[Floats, Floats]:
+        """Draws of what all arrivals of a door and day share, (draws, doors, days), and its mean, (doors, days)."""
+        here = s.at.tz_convert(ZoneInfo(s.timezone)).tz_localize(None).normalize()
+        factor = np.ones((draws, len(self.streams), len(days)))
+        mean = np.ones(factor.shape[1:])
+        for door, (name, stream) in enumerate(self.streams.items()):
+            spread = stream.rate.dispersion
+            if spread <= 0:
+                continue
+            for k, date_ in enumerate(days):
+                seen, expected = s.today[name] if date_ == here else (0.0, 0.0)
+                factor[:, door, k] = day_effect(spread, seen, expected, rng, draws)
+                mean[door, k] = (1 / spread + seen) / (1 / spread + expected)
+        return factor, mean
+
+
+def door_of(visits: pd.DataFrame) -> npt.NDArray[np.object_]:
+    """Which of :data:`DOORS` each visit came through."""
+    mode = visits["arrival_mode"].to_numpy("str")
+    return np.where(np.isin(mode, ("elective", "transfer")), mode, "emergency").astype(object)
+
+
+def _fates(
+    stays: StayHazard,
+    moves: Moves,
+    line: Ints,
+    stay_h: Floats,
+    start_h: Floats | None,
+    s: Situation,
+    edges_h: Floats,
+) -> Floats:
+    """P(leaves in each segment), then P(moves in each segment), of people in beds; (n, 2 segments).
+
+    Both end a spell: while somebody is there, moves come at their line's constant rate beside the discharges.
+    """
+    gone = stays.leaving(line, stay_h, *_clock_ahead(s, edges_h), edges_h, start_h)
+    begin = np.zeros(len(line)) if start_h is None else start_h
+    spent = np.maximum(edges_h[None, :] - begin[:, None], 0.0)
+    rate = np.array(moves.rate)[line][:, None]
+    still = (1.0 - gone) * np.exp(-rate * spent)
+    ended = np.diff(1.0 - still, axis=1)
+    leaving = np.diff(-np.log(np.maximum(1.0 - gone, 1e-12)), axis=1)
+    moving = rate * np.diff(spent, axis=1)
+    share = moving / np.maximum(leaving + moving, 1e-300)
+    return np.concatenate([ended * (1 - share), ended * share], axis=1)
+
+
+def _after(stays: StayHazard, moves: Moves, n_lines: int, s: Situation, edges_h: Floats) -> Floats:
+    """Fates of somebody who reaches a bed of a line in a segment, averaged over four moments of it."""
+    n_segments = len(edges_h) - 1
+    parts = np.array([0.125, 0.375, 0.625, 0.875])
+    start = edges_h[:-1, None] + parts[None, :] * np.diff(edges_h)[:, None]
+    line = np.repeat(np.arange(n_lines), start.size)
+    begin = np.tile(start.ravel(), n_lines)
+    fates = _fates(stays, moves, line, np.zeros(len(line)), begin, s, edges_h)
+    return fates.reshape(n_lines, n_segments, len(parts), -1).mean(axis=2)
+
+
+def _reached_after(
+    time_to_bed: TimeTo, spans: pd.DataFrame, hour: Ints, edges: Sequence[pd.Timestamp]
+) -> Floats:
+    """P(bed by each edge) of somebody who arrives inside each span, averaged over two moments of the span."""
+    start = micros(spans["start"])
+    ends = np.array([e.value // 1000 for e in edges], dtype="int64")
+    out = np.zeros((len(spans), len(edges)))
+    part_now = part_of_day(hour)
+    for share in (0.25, 0.75):
+        arrival = start + (spans["hours"].to_numpy() * share * HOUR_US).astype("int64")
+        for part in np.unique(part_now):
+            rows = np.flatnonzero(part_now == part)
+            within = np.maximum((ends[None, :] - arrival[rows, None]) / HOUR_US, 0)
+            flat = time_to_bed.reached(np.zeros(1), hour[rows[:1]], within.ravel())[0]
+            out[rows] += flat.reshape(within.shape) / 2
+    return out
+
+
+def _daily(times: pd.Series, group: Ints, n: int, days: pd.Series, zone: ZoneInfo) -> Ints:
+    """Counts by local day and group, (n_days, n); of no group (-1, or n and above) and of no day are left out."""
+    local = times.dt.tz_convert(zone).dt.tz_localize(None).dt.normalize()
+    day = (local - days.iloc[0]).dt.days.fillna(-1).to_numpy("int64")
+    kept = (day >= 0) & (day < len(days)) & (group >= 0) & (group < n)
+    return np.bincount(day[kept] * n + group[kept], minlength=len(days) * n).reshape(len(days), n)
+
+
+def _last_known(covariates: pd.DataFrame, now: pd.Timestamp, timezone: str) -> dict[str, float]:
+    """Each outside series as known now; what is not known is left out."""
+    today = pd.Series([now.tz_convert(ZoneInfo(timezone)).tz_localize(None).normalize()])
+    row = census.lagged_covariates(covariates, today).iloc[0]
+    return {str(name): float(value) for name, value in row.items() if not np.isnan(value)}
+
+
+def _none_listed() -> pd.DataFrame:
+    return pd.DataFrame({"planned_time": pd.Series(dtype=UTC_US), "specialty": pd.Series(dtype="str")})
+
+
+def _listed(
+    elective: pd.DataFrame | None, visits: pd.DataFrame, now: pd.Timestamp
+) -> tuple[pd.DataFrame | None, float]:
+    """Who on the list is still to come, and the share of those listed before who came."""
+    if elective is None or elective.empty:
+        return None, 1.0
+    due = elective["planned_time"]
+    first = max(due.min(), now - timedelta(days=LEVEL_DAYS))
+    before = int(((due >= first) & (due <= now)).sum())
+    came = census.count_between(visits.loc[door_of(visits) == "elective", "arrival_time"], first, now)
+    kept = (min(came, before) + LIST_WEIGHT) / (before + LIST_WEIGHT) if first < now else 1.0
+    ahead = elective[due > now].reset_index(drop=True)
+    return (ahead if len(ahead) else None), float(kept)
+
+
+def _listed_until(s: Situation) -> pd.Timestamp:
+    """The last local day the elective list covers."""
+    assert s.listed is not None  # noqa: S101 - asked only where there is a list
+    last = s.listed["planned_time"].max().tz_convert(ZoneInfo(s.timezone))
+    return last.tz_localize(None).normalize()
 
 
 def admission_probabilities(
@@ -605,14 +671,6 @@ def admission_matrix(
 
 
 # ------------------------------------------------------------ small parts
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
 def _hour(at: pd.Timestamp, timezone: str) -> int:
@@ -655,33 +713,10 @@ def _decided(s: Situation) -> pd.Series:
     return pd.concat([s.waiting["specialty"], s.inpatients["specialty"]], ignore_index=True)
 
 
-def _padded(flow: npt.NDArray[Any], n_lines: int) -> npt.NDArray[Any]:
-    """Lines, the last axis but one, filled up with zeros to ``n_lines``."""
-    short = n_lines - flow.shape[-2]
-    return np.pad(flow, [(0, 0)] * (flow.ndim - 2) + [(0, short), (0, 0)]) if short else flow
-
-
-def _draw_patients(chances: Floats, rng: np.random.Generator, draws: int) -> Ints:
-    """Draw each patient into one of the categories (or none); counts by draw, shape (draws, n_categories)."""
-    n, k = chances.shape
-    if n == 0:
-        return np.zeros((draws, k), dtype=np.int64)
-    upto = np.minimum(np.cumsum(chances, axis=1), 1.0) + np.arange(n)[:, None]
-    u = rng.random((draws, n)) + np.arange(n)[None, :]
-    place = np.searchsorted(upto.ravel(), u.ravel(), side="right") - np.tile(np.arange(n) * k, draws)
-    draw = np.repeat(np.arange(draws), n)
-    chosen = place < k
-    return np.bincount(draw[chosen] * k + place[chosen], minlength=draws * k).reshape(draws, k)
-
-
-def _draw_leaving(arrivals: Ints, share: Floats, rng: np.random.Generator) -> Ints:
-    """Of those who reach a bed in one segment, how many leave in each later one."""
-    out = np.zeros_like(arrivals)
-    for a in range(arrivals.shape[2]):
-        for b in range(a, arrivals.shape[2]):
-            if share[:, a, b].max() > 0:
-                out[:, :, b] += rng.binomial(arrivals[:, :, a], share[:, a, b][None, :])
-    return out
+def _padded(share: Floats, n_lines: int) -> Floats:
+    """Columns filled up with zeros to ``n_lines``."""
+    short = n_lines - share.shape[1]
+    return np.pad(share, [(0, 0), (0, short)]) if short else share
 
 
 # ------------------------------------------------------------ the forecast
@@ -691,9 +726,9 @@ def _draw_leaving(arrivals: Ints, share: Floats, rng: np.random.Generator) -> In
 class Cell:
     """One statement: a level (specialty or hospital) in one window.
 
-    ``needed`` is how many reach a bed, ``discharges`` how many leave one, ``net`` the first minus the second,
-    ``occupied_after`` the beds taken at the window's end. Distributions are corrected, ``parts`` are exact means that
-    add up over levels and over flows.
+    ``needed`` is how many reach a bed, ``discharges`` how many leave the hospital, ``net`` the first minus the second,
+    moves between specialties counted in, ``occupied_after`` the beds taken at the window's end. Distributions are
+    corrected, ``parts`` are exact means that add up over levels and over flows.
     """
 
     level: str
@@ -711,12 +746,12 @@ class Cell:
     @property
     def needed_mean(self) -> float:
         """Expected beds needed: known, in the ED, to come and planned."""
-        return sum(self.parts[f] for f in FLOWS[:4])
+        return sum(self.parts[f] for f in ENTERING)
 
     @property
     def net_mean(self) -> float:
         """Expected change of occupied beds."""
-        return self.needed_mean - self.parts["discharges"]
+        return self.needed_mean + self.parts["moved_in"] - self.parts["moved_out"] - self.parts["discharges"]
 
     @property
     def short(self) -> float | None:
@@ -745,28 +780,34 @@ def assemble(
         for k, v in (("waiting", situation.waiting), ("beds", situation.inpatients))
     }
     beds_of = _beds_of(lines, open_beds or {})
-    into = np.sum([futures.draws[f] for f in FLOWS[:4]], axis=0)
+    into = np.sum([futures.draws[f] for f in ENTERING], axis=0)
+    left = futures.draws["discharges"]
+    net = into + futures.draws["moved_in"] - futures.draws["moved_out"] - left
     cells = []
     for window in windows:
         inside = futures.inside(window)
         until = np.array([e <= window.end for e in futures.edges[1:]])
-        needed, left = _levels(into[:, :, inside]), _levels(futures.draws["discharges"][:, :, inside])
-        change = _levels(into[:, :, until]) - _levels(futures.draws["discharges"][:, :, until])
         means = {f: _levels(futures.means[f][None][:, :, inside])[0] for f in FLOWS}
+        drawn = {
+            "needed": _levels(into[:, :, inside]),
+            "discharges": _levels(left[:, :, inside]),
+            "net": _levels(net[:, :, inside]),
+            "occupied": np.maximum(now["beds"] + _levels(net[:, :, until]), 0),
+        }
         for k, level in enumerate(names):
-
-            def said(what: str, draws: Ints, level: str = level, key: str = window.key) -> Counts:
-                return model.correction(what, key, level).apply(Counts.of_samples(draws))
-
+            said = {
+                what: model.correction(what, window.key, level).apply(Counts.of_samples(some[:, k]))
+                for what, some in drawn.items()
+            }
             cells.append(
                 Cell(
                     level=level,
                     window=window.key,
                     parts={f: float(means[f][k]) for f in FLOWS},
-                    needed=said("needed", needed[:, k]),
-                    discharges=said("discharges", left[:, k]),
-                    net=said("net", needed[:, k] - left[:, k]),
-                    occupied_after=said("occupied", np.maximum(now["beds"][k] + change[:, k], 0)),
+                    needed=said["needed"],
+                    discharges=said["discharges"],
+                    net=said["net"],
+                    occupied_after=said["occupied"],
                     waiting_now=int(now["waiting"][k]),
                     in_ed_now=len(situation.in_ed) if level == HOSPITAL else 0,
                     occupied_now=int(now["beds"][k]),

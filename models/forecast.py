@@ -275,18 +275,25 @@ class Recalibration:
     adjusted: tuple[float, ...] = (0.0, 1.0)
 
     @classmethod
-    def fit(cls, pit: Floats, days: int, weight_of_identity: float = 100.0) -> Recalibration:
+    def fit(
+        cls,
+        pit: Floats,
+        days: int,
+        weight_of_prior: float = 100.0,
+        prior: Recalibration | None = None,
+    ) -> Recalibration:
         """From randomised PIT values of ``days`` independent days (several forecasts a day count once).
 
-        The map is read at fixed knots and pulled towards the identity with the weight of 100 days: a season is short,
-        and a correction learnt from chance would be worse than none.
+        The map is read at fixed knots and pulled towards ``prior`` (default: the identity) with the weight of 100 days:
+        a season is short, and a correction learnt from chance would be worse than none.
         """
+        prior = cls() if prior is None else prior
         if len(pit) == 0:
-            return cls()
+            return prior
         knots = np.array([0.0, 0.025, *LEVELS, 0.975, 1.0])
         seen = np.quantile(pit, knots[1:-1], method="linear")
-        trust = days / (days + weight_of_identity)
-        inner = trust * seen + (1 - trust) * knots[1:-1]
+        trust = days / (days + weight_of_prior)
+        inner = trust * seen + (1 - trust) * np.interp(knots[1:-1], prior.nominal, prior.adjusted)
         inner = np.maximum.accumulate(np.clip(inner, 1e-4, 1 - 1e-4))
         return cls(tuple(float(k) for k in knots), (0.0, *(float(v) for v in inner), 1.0))
 
@@ -297,6 +304,8 @@ class Recalibration:
 
     def apply(self, forecast: Counts) -> Counts:
         """The forecast with its probabilities moved so that its quantiles are the corrected ones."""
+        if self.nominal == self.adjusted:
+            return forecast
         cdf = np.clip(np.cumsum(forecast.pmf), 0.0, 1.0)
         moved = np.interp(cdf, self.adjusted, self.nominal)
         moved[-1] = 1.0

@@ -27,6 +27,8 @@ from features.clock import micros
 from features.errors import DataError
 from features.featureset import FeatureSet
 from features.labels.admissions import random_grid, snapshots
+from features.sources import moves as move_source
+from features.sources import outlook
 from features.sources import visits as visit_source
 from features.sources.synthetic import simulate
 from features.sources.visits import visit_events
@@ -64,6 +66,8 @@ class Hospital:
     last: pd.Timestamp
     origin: str
     account: dict[str, Any] = field(default_factory=dict)
+    moves: pd.DataFrame = field(default_factory=move_source.no_moves)
+    covariates: pd.DataFrame | None = None
 
     def cut(self, fit: float, calibrate: float) -> tuple[pd.Timestamp, pd.Timestamp]:
         """Where fitting ends and where calibration ends, at local midnights."""
@@ -83,43 +87,46 @@ def load(source: str, path: Path | None, spec: Spec) -> Hospital:
     ----------
     source : "synthetic" or "visits"
     path : Path
-        A file of visits; or a folder with ``visits.csv`` or ``visits.parquet``, and ``events.parquet`` if there are
-        observations.
+        A file of visits; or a folder with ``visits.csv`` or ``visits.parquet``, and beside it what there is of
+        ``events.parquet`` (observations), ``moves`` (changes of specialty) and ``covariates`` (daily series), the last
+        two as ``.csv`` or ``.parquet``.
     """
     timezone = os.environ.get("WARDCAST_TIMEZONE", "").strip() or "UTC"
     if source == "synthetic":
-        training = spec.section("training")
-        made = simulate(
-            training["simulated_days"], training["simulated_seed"], START, timezone=timezone, observe=("ed",)
-        )
-        first = pd.Timestamp(START)
-        last = first + pd.Timedelta(days=training["simulated_days"])
-        origin = f"simulated hospital, seed {training['simulated_seed']}, {training['simulated_days']} days"
-        return _hospital(made.visits, made.events, timezone, first, last, origin, {})
+        return _simulated(spec.section("training"), timezone)
     if source != "visits":
         raise DataError(f"Admissions are trained on 'visits' or 'synthetic', not on {source!r}.")
     if path is None:
         raise DataError("Say where the visits are: --source visits --input FILE.")
-    visits, events, account = _read_site(path, timezone)
+    return _site(path, timezone)
+
+
+def _simulated(training: dict[str, Any], timezone: str) -> Hospital:
+    days, seed = training["simulated_days"], training["simulated_seed"]
+    made = simulate(
+        days, seed, START, timezone=timezone, observe=("ed",), moving=training.get("simulated_moving", 0.0)
+    )
+    first = pd.Timestamp(START)
+    last = first + pd.Timedelta(days=days)
+    origin = f"simulated hospital, seed {seed}, {days} days"
+    hospital = _hospital(made.visits, made.events, timezone, first, last, origin, {})
+    return replace(hospital, moves=made.moves)
+
+
+def _site(path: Path, timezone: str) -> Hospital:
+    folder, file = (path, outlook.beside(path, "visits")) if path.is_dir() else (None, path)
+    if file is None:
+        raise DataError("The folder has neither visits.parquet nor visits.csv.")
+    visits, account = visit_source.read(file, timezone=timezone)
+    counted = {"read": account.read, "used": account.used, **account.reasons, **account.repaired}
+    observed = folder is not None and (folder / "events.parquet").is_file()
+    events = pd.read_parquet(path / "events.parquet") if observed else pd.DataFrame()
     first = visits.loc[visits["admission_time"].isna(), "arrival_time"].min()
     first = visits["arrival_time"].min() if pd.isna(first) else first
-    return _hospital(
-        visits, events, timezone, first, visits["arrival_time"].max(), "visits of a site", account
-    )
-
-
-def _read_site(path: Path, timezone: str) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    events = pd.DataFrame()
-    if path.is_dir():
-        files = [path / "visits.parquet", path / "visits.csv"]
-        found = next((f for f in files if f.is_file()), None)
-        if found is None:
-            raise DataError("The folder has neither visits.parquet nor visits.csv.")
-        if (path / "events.parquet").is_file():
-            events = pd.read_parquet(path / "events.parquet")
-        path = found
-    visits, account = visit_source.read(path, timezone=timezone)
-    return visits, events, {"read": account.read, "used": account.used, **account.reasons, **account.repaired}
+    last = visits["arrival_time"].max()
+    hospital = _hospital(visits, events, timezone, first, last, "visits of a site", counted)
+    known = outlook.Outlook.read(folder, timezone) if folder else outlook.Outlook()
+    return replace(hospital, moves=known.moves, covariates=known.covariates)
 
 
 def _hospital(
@@ -358,7 +365,7 @@ def fit(hospital: Hospital, spec: Spec, threads: int) -> Parts:
     admission = fit_admission(rows, spec, threads)
     model = fit_flows(
         hospital.visits, rows.table[rows.part == 0], admission.specialties, hospital.first, cuts[0], hospital.timezone,
-        training["holidays"],
+        training["holidays"], hospital.moves, hospital.covariates,
     )  # fmt: skip
     scorer = _Scorer(spec, admission)
     visits = grouped_visits(hospital.visits, admission.specialties)
@@ -366,7 +373,9 @@ def fit(hospital: Hospital, spec: Spec, threads: int) -> Parts:
 
     def issued(first: pd.Timestamp, last: pd.Timestamp) -> pd.DataFrame:
         times = backtest.forecast_times(first, last, training["huddles"], hospital.timezone)
-        return backtest.run(visits, events, model, scorer, times, hospital.timezone)
+        return backtest.run(
+            visits, events, model, scorer, times, hospital.timezone, hospital.moves, hospital.covariates
+        )
 
     model = replace(model, corrections=backtest.corrections(issued(cuts[0], cuts[1])))
     test = issued(cuts[1], hospital.last)
@@ -404,7 +413,7 @@ class _Scorer:
         return self.admission.calibrator.apply(raw)
 
 
-def judge_admission(rows: Rows, scorer: _Scorer, resamples: int = 300) -> dict[str, Any]:
+def judge_admission(rows: Rows, scorer: _Scorer, resamples: int = 100) -> dict[str, Any]:
     """P(admission) on the test part, per snapshot, with intervals by resampled days; also by hours since arrival."""
     test = rows.part == 2
     table, probability = rows.table[test], scorer.score(rows.matrix[test])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -17,31 +18,48 @@ import numpy.typing as npt
 import pandas as pd
 
 from features.clock import micros
+from features.sources.moves import located_at, no_moves, spells
 from features.sources.visits import known_at
 from features.windows import FlatEvents
-from models.beds import HOSPITAL, OTHER, UNKNOWN, AdmissionModel, BedModel, Cell, Window, assemble, windows_at
+from models.beds import (
+    HOSPITAL,
+    OTHER,
+    SPECIALTY,
+    UNKNOWN,
+    AdmissionModel,
+    BedModel,
+    Cell,
+    Window,
+    assemble,
+    checked_windows,
+    windows_at,
+)
 from models.forecast import (
     LEVELS,
+    TAIL,
     Counts,
     Recalibration,
     cramer_von_mises,
-    crps,
-    pinball,
     pit_coverage,
     randomised_pit,
 )
 from training import baselines
+from training.flows import grouped
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-HISTORY: Final = timedelta(days=36)
-"""How much of the past a forecast is shown: what the present level is read from."""
+HISTORY: Final = timedelta(days=64)
+"""How much of the past a forecast is shown: what the present level, mix and surges are read from."""
 SEED: Final = 11
 DRAWS: Final = 1000
 SAID: Final = ("needed", "discharges", "net", "occupied")
 INTERVALS: Final = (0.5, 0.8, 0.9)
 RESAMPLES: Final = 400
+MISCALIBRATED: Final = 0.461
+"""W² of Cramer and von Mises above which PIT values are not uniform, at the 5 % level."""
+LEVEL_WEIGHT_DAYS: Final = 200.0
+"""Days' worth of belief that a specialty needs the correction that all of them need together."""
 
 
 def forecast_times(
@@ -66,8 +84,12 @@ def run(
     scorer: AdmissionModel,
     times: Sequence[pd.Timestamp],
     timezone: str,
+    moves: pd.DataFrame | None = None,
+    covariates: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One row for each forecast time, level, window and statement.
+
+    The days after tomorrow are forecast at the first time of each local day only.
 
     Parameters
     ----------
@@ -75,6 +97,8 @@ def run(
         All visits, outcomes included; each forecast sees only what was known at its time.
     events : FlatEvents
         Cleaned events with visit events.
+    moves, covariates : DataFrame, optional
+        :mod:`features.sources.moves`, :mod:`features.sources.outlook`.
 
     Returns
     -------
@@ -82,13 +106,20 @@ def run(
     ``forecast`` (a :class:`models.forecast.Counts`).
     """
     rng = np.random.default_rng(SEED)
-    outcomes = Outcomes.of(visits, model.specialties)
+    moves = no_moves() if moves is None else moves
+    outcomes = Outcomes.of(visits, model.specialties, moves)
     rows: list[dict[str, Any]] = []
+    before = None
     for at in times:
-        windows = windows_at(at, timezone)
+        windows = checked_windows(at, timezone)
+        today = at.tz_convert(timezone).date()
+        if today == before:
+            windows = tuple(w for w in windows if not w.key.startswith("day_"))
+        before = today
         there = visits["discharge_time"].isna() | (visits["discharge_time"] > at)
         seen = known_at(visits[there | (visits["arrival_time"] > at - HISTORY)], at)
-        situation = model.situation(seen, events, scorer, at, timezone)
+        seen = located_at(seen, moves, at)
+        situation = model.situation(seen, events, scorer, at, timezone, covariates=covariates)
         cells = assemble(model, situation, model.futures(situation, windows, rng, DRAWS), windows, None)
         cells = [c for c in cells if c.level != UNKNOWN]
         rows += _judged(cells, {w.key: w for w in windows}, outcomes, at, timezone)
@@ -97,22 +128,32 @@ def run(
 
 @dataclass(frozen=True)
 class Outcomes:
-    """When beds were reached and left, by level: sorted int64 µs, so that any window is two searches."""
+    """When beds were reached, left and changed for another specialty, by level: sorted int64 µs.
+
+    Any window is then two searches.
+    """
 
     reached: dict[str, Ints]
     left: dict[str, Ints]
+    moved_in: dict[str, Ints]
+    moved_out: dict[str, Ints]
 
     @classmethod
-    def of(cls, visits: pd.DataFrame, specialties: Sequence[str]) -> Outcomes:
+    def of(cls, visits: pd.DataFrame, specialties: Sequence[str], moves: pd.DataFrame) -> Outcomes:
         """From all visits, the hospital as a level of its own."""
-        bedded = visits[visits["admission_time"].notna()]
+        stays = spells(visits, moves)
+        for column in ("specialty", "next"):
+            stays[column] = grouped(stays[column], specialties)
         if OTHER in specialties:  # as the model counts them
-            known = bedded["specialty"].isin(specialties)
-            bedded = bedded.assign(specialty=bedded["specialty"].where(known, OTHER))
-        some = {name: bedded[bedded["specialty"] == name] for name in specialties} | {HOSPITAL: bedded}
+            stays["specialty"] = stays["specialty"].replace("", OTHER)
+        home = stays[stays["next"] == ""]
+        moved = stays[stays["next"] != ""]
+        began = _first_spells(visits, specialties)
         return cls(
-            {k: np.sort(micros(v["admission_time"])) for k, v in some.items()},
-            {k: np.sort(micros(v["discharge_time"].dropna())) for k, v in some.items()},
+            _by_level(began, "specialty", "admission_time", specialties),
+            _by_level(home, "specialty", "end", specialties),
+            _by_level(moved, "next", "end", specialties),
+            _by_level(moved, "specialty", "end", specialties),
         )
 
     def between(self, times: Ints, start: pd.Timestamp, end: pd.Timestamp) -> int:
@@ -120,11 +161,28 @@ class Outcomes:
         low, high = np.searchsorted(times, [start.value // 1000, end.value // 1000], side="right")
         return int(high - low)
 
+    def net(self, level: str, start: pd.Timestamp, end: pd.Timestamp) -> int:
+        """Change of beds taken in ``(start, end]``."""
+        gained = self.between(self.reached[level], start, end) + self.between(
+            self.moved_in[level], start, end
+        )
+        lost = self.between(self.left[level], start, end) + self.between(self.moved_out[level], start, end)
+        return gained - lost
+
     def taken(self, level: str, at: pd.Timestamp) -> int:
         """Beds taken at an instant."""
-        now = at.value // 1000
-        came = np.searchsorted(self.reached[level], now, side="right")
-        return int(came - np.searchsorted(self.left[level], now, side="right"))
+        return self.net(level, pd.Timestamp(0, tz="UTC"), at)
+
+
+def _first_spells(visits: pd.DataFrame, specialties: Sequence[str]) -> pd.DataFrame:
+    bedded = visits.loc[visits["admission_time"].notna(), ["specialty", "admission_time"]]
+    named = grouped(bedded["specialty"], specialties)
+    return bedded.assign(specialty=named.replace("", OTHER) if OTHER in specialties else named)
+
+
+def _by_level(rows: pd.DataFrame, level: str, time: str, specialties: Sequence[str]) -> dict[str, Ints]:
+    some = {name: rows[rows[level] == name] for name in specialties} | {HOSPITAL: rows}
+    return {k: np.sort(micros(v[time].dropna())) for k, v in some.items()}
 
 
 def _judged(
@@ -137,6 +195,7 @@ def _judged(
         reached = outcomes.reached[cell.level]
         into = outcomes.between(reached, window.start, window.end)
         out = outcomes.between(outcomes.left[cell.level], window.start, window.end)
+        net = outcomes.net(cell.level, window.start, window.end)
         taken = outcomes.taken(cell.level, window.end)
         usual = float(np.mean([outcomes.between(reached, a, b) for a, b in before[cell.window]]))
         day = window.end.tz_convert(timezone).date()
@@ -145,7 +204,7 @@ def _judged(
             SAID,
             (cell.needed, cell.discharges, cell.net, cell.occupied_after),
             (cell.needed_mean, cell.parts["discharges"], cell.net_mean, cell.occupied_after.mean),
-            (into, out, into - out, taken),
+            (into, out, net, taken),
             strict=True,
         )
         rows += [base | {"what": w, "forecast": f, "mean": m, "outcome": y} for w, f, m, y in said]
@@ -153,16 +212,26 @@ def _judged(
 
 
 def corrections(table: pd.DataFrame, seed: int = SEED) -> dict[str, Recalibration]:
-    """Conformal corrections of each statement, window and kind of level, from forecasts of calibration days."""
-    table = table.assign(
-        pit=pits(table, seed), kind=np.where(table["level"] == HOSPITAL, HOSPITAL, "specialty")
-    )
+    """Conformal corrections from forecasts of calibration days: of each statement, window and level.
+
+    A specialty's correction is pulled towards that of all specialties together, and both towards none.
+    """
+    table = table.assign(pit=pits(table, seed))
     fitted = {}
-    for (what, window, kind), some in table.groupby(["what", "window", "kind"]):
-        fitted[f"{what}/{window}/{kind}"] = Recalibration.fit(
-            some["pit"].to_numpy("float64"), some["day"].nunique()
-        )
+    for (what, window), some in table.groupby(["what", "window"]):
+        whole = some["level"] == HOSPITAL
+        fitted[f"{what}/{window}/{HOSPITAL}"] = _correction(some[whole])
+        pooled = _correction(some[~whole])
+        fitted[f"{what}/{window}/{SPECIALTY}"] = pooled
+        for level, own in some[~whole].groupby("level"):
+            fitted[f"{what}/{window}/{level}"] = _correction(own, LEVEL_WEIGHT_DAYS, pooled)
     return fitted
+
+
+def _correction(
+    some: pd.DataFrame, weight: float = 100.0, prior: Recalibration | None = None
+) -> Recalibration:
+    return Recalibration.fit(some["pit"].to_numpy("float64"), some["day"].nunique(), weight, prior)
 
 
 def pits(table: pd.DataFrame, seed: int = SEED) -> Floats:
@@ -189,35 +258,53 @@ def judge(table: pd.DataFrame, seed: int = SEED) -> dict[str, Any]:
     cells = needed.groupby(["level", "window", clock])["pit"].apply(
         lambda p: cramer_von_mises(p.to_numpy("float64"))
     )
-    out["rpit"] = {"cells": len(cells), "miscalibrated": int((cells > 0.461).sum())}
+    high = cells > MISCALIBRATED
+    out["rpit"] = {
+        "cells": len(cells),
+        "miscalibrated": int(high.sum()),
+        "by_window": {str(w): [int(h.sum()), len(h)] for w, h in high.groupby(level="window", sort=False)},
+    }
     return out
 
 
 def _scored(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    forecasts, outcomes = list(table["forecast"]), table["outcome"].to_numpy("int64")
-    quantiles = np.array([[f.quantile(level) for level in LEVELS] for f in forecasts], "float64")
-    losses = np.stack([pinball(quantiles[:, k], outcomes, level) for k, level in enumerate(LEVELS)], axis=1)
-    needed = (table["what"] == "needed").to_numpy()
-    means = zip(needed, table["baseline"], strict=True)
-    usual = [baselines.same_weekday_poisson(float(m)) if n else None for n, m in means]
-    return table.assign(
-        kind=np.where(table["level"] == HOSPITAL, HOSPITAL, "specialty"),
+    outcomes, needed = table["outcome"].to_numpy("int64"), (table["what"] == "needed").to_numpy()
+    scores = [_score(f, int(y)) for f, y in zip(table["forecast"], outcomes, strict=True)]
+    mine = pd.DataFrame(scores, columns=["crps", "pinball", "floor_kept", "covered"], index=table.index)
+    rivals = [
+        _score(_poisson(float(m)), int(y))[:2] if n else (np.nan, np.nan)
+        for n, m, y in zip(needed, table["baseline"], outcomes, strict=True)
+    ]
+    usual = pd.DataFrame(rivals, columns=["usual_crps", "usual_pinball"], index=table.index)
+    return pd.concat([table, mine, usual], axis=1).assign(
+        kind=np.where(table["level"] == HOSPITAL, HOSPITAL, SPECIALTY),
         pit=pits(table, seed),
-        crps=[crps(f, int(y)) for f, y in zip(forecasts, outcomes, strict=True)],
-        pinball=losses.mean(axis=1),
         error=np.abs(table["mean"] - outcomes),
-        floor_kept=[y >= f.floor(0.9) for f, y in zip(forecasts, outcomes, strict=True)],
-        covered=[y <= f.cover(0.95) for f, y in zip(forecasts, outcomes, strict=True)],
-        usual_crps=[np.nan if f is None else crps(f, int(y)) for f, y in zip(usual, outcomes, strict=True)],
-        usual_pinball=[
-            np.nan if f is None else _pinball(f, int(y)) for f, y in zip(usual, outcomes, strict=True)
-        ],
         usual_error=np.where(needed, np.abs(table["baseline"] - outcomes), np.nan),
     )
 
 
-def _pinball(forecast: Counts, outcome: int) -> float:
-    return float(np.mean([pinball(forecast.quantile(level), outcome, level) for level in LEVELS]))
+@lru_cache(maxsize=4096)
+def _poisson(mean: float) -> Counts:
+    """The baseline's distribution; its means are sixths of whole numbers and come again and again."""
+    return baselines.same_weekday_poisson(mean)
+
+
+def _score(forecast: Counts, outcome: int) -> tuple[float, float, bool, bool]:
+    """CRPS, mean pinball loss over the reported quantiles, and whether floor (90 %) and cover (95 %) held.
+
+    The same as :func:`models.forecast.crps` and its fellows, with the distribution summed up once.
+    """
+    cdf = np.cumsum(forecast.pmf)
+    place = outcome - forecast.lowest
+    beyond = float(max(-place, place - len(cdf) + 1, 0))
+    above = np.arange(len(cdf)) >= place
+    crps = float(((cdf - above) ** 2)[:-1].sum()) + beyond
+    at = np.searchsorted(cdf, (*(level - TAIL for level in LEVELS), 1 - 0.9 + TAIL), side="left")
+    quantile = forecast.lowest + np.minimum(at, len(cdf) - 1)
+    error = outcome - quantile[:-1]
+    loss = np.maximum(np.array(LEVELS) * error, (np.array(LEVELS) - 1) * error)
+    return crps, float(loss.mean()), bool(outcome >= quantile[-1]), bool(outcome <= quantile[-2])
 
 
 def _figures(some: pd.DataFrame) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -12,24 +13,30 @@ from sklearn.linear_model import PoissonRegressor
 from features import census
 from features.clock import HOUR_US, UTC_US, from_micros, micros
 from features.labels.admissions import random_grid
+from features.sources.moves import spells
 from features.sources.visits import through_ed
-from models.beds import (
+from models.beds import DOORS, OTHER, BedModel, door_of
+from models.flows import (
     ELAPSED_H,
-    OTHER,
+    PARTS_OF_DAY,
     STAY_DAYS,
     ArrivalRate,
-    BedModel,
+    Covariate,
+    Moves,
     StayHazard,
     Stream,
     TimeTo,
-    is_night,
+    part_of_day,
 )
 from models.forecast import dispersion_of
+from models.surge import AGE_GROUPS, Usual, age_group
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-QUANTILES: Final = 40
+QUANTILES: Final = 30
+FEWEST: Final = 60
+"""Fewer times than this make no row of their own in a table of times."""
 
 
 def name_specialties(table: pd.DataFrame, least: int) -> tuple[str, ...]:
@@ -47,31 +54,38 @@ def specialty_codes(specialty: pd.Series, names: tuple[str, ...]) -> Ints:
     return np.array([-1 if not s else place.get(s, other) for s in specialty], dtype="int64")
 
 
-def grouped_visits(visits: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
-    """Visits with rare specialties renamed to ``other``."""
+def grouped(specialty: pd.Series, names: Sequence[str]) -> pd.Series:
+    """Specialties with rare ones renamed to ``other``; empty ones stay empty."""
     if OTHER not in names:
-        return visits
-    rare = ~visits["specialty"].isin([*names, ""])
-    return visits.assign(specialty=visits["specialty"].mask(rare, OTHER))
+        return specialty
+    return specialty.mask(~specialty.isin([*names, ""]), OTHER)
+
+
+def grouped_visits(visits: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Visits with rare specialties renamed to ``other``."""
+    return visits.assign(specialty=grouped(visits["specialty"], names))
 
 
 def fit_rate(
-    times: pd.Series, first: pd.Timestamp, last: pd.Timestamp, timezone: str, holidays: str
+    times: pd.Series,
+    first: pd.Timestamp,
+    last: pd.Timestamp,
+    timezone: str,
+    holidays: str,
+    covariates: pd.DataFrame | None = None,
 ) -> ArrivalRate:
-    """Hourly arrivals by Poisson regression, and the variance of the factor that the hours of a day share."""
+    """Hourly arrivals by Poisson regression, and the variance of the factor that the hours of a day share.
+
+    ``covariates`` are daily series (:func:`features.sources.outlook.read_covariates`), read as they were known a day
+    later; hours at which one was not known count as usual.
+    """
     hours = census.hours_between(first, last)
     calendar = census.calendar(hours, timezone, holidays)
     counts = census.hourly_counts(times, hours)
-    hour, weekday = calendar["hour_of_day"].to_numpy(), calendar["weekday"].to_numpy()
-    turn = 2 * np.pi * calendar["day_of_year"].to_numpy("float64") / 365.25
-    season = np.stack([np.sin(turn), np.cos(turn)], axis=1) * float(len(hours) > 300 * 24)
-    weekend = np.eye(24)[hour] * (weekday >= 5)[:, None]
-    design = np.concatenate(
-        [np.eye(24)[hour], np.eye(7)[weekday], weekend, calendar[["holiday"]].to_numpy("float64"), season],
-        axis=1,
-    )
     if counts.sum() == 0:
         return ArrivalRate(-20.0, (0.0,) * 24, (0.0,) * 7, (0.0,) * 24)
+    outside, usual = _outside(covariates, calendar)
+    design = np.concatenate([_calendar_design(calendar), outside.fillna(0.0).to_numpy("float64")], axis=1)
     fitted = PoissonRegressor(alpha=2e-4, solver="newton-cholesky", max_iter=100).fit(design, counts)
     day = pd.factorize(calendar["local_date"])[0]
     expected = np.bincount(day, weights=fitted.predict(design)).astype("float64")
@@ -84,7 +98,30 @@ def fit_rate(
         holiday=c[55],
         season=(c[56], c[57]),
         dispersion=dispersion_of(np.bincount(day, weights=counts).astype("int64"), expected),
+        covariates=tuple(
+            Covariate(str(name), float(usual[name]), weight)
+            for name, weight in zip(outside.columns, c[58:], strict=True)
+        ),
     )
+
+
+def _calendar_design(calendar: pd.DataFrame) -> Floats:
+    hour, weekday = calendar["hour_of_day"].to_numpy(), calendar["weekday"].to_numpy()
+    turn = 2 * np.pi * calendar["day_of_year"].to_numpy("float64") / 365.25
+    season = np.stack([np.sin(turn), np.cos(turn)], axis=1) * float(len(calendar) > 300 * 24)
+    weekend = np.eye(24)[hour] * (weekday >= 5)[:, None]
+    free = calendar[["holiday"]].to_numpy("float64")
+    return np.concatenate([np.eye(24)[hour], np.eye(7)[weekday], weekend, free, season], axis=1)
+
+
+def _outside(covariates: pd.DataFrame | None, calendar: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Outside series by hour, less their usual values, and those: medians."""
+    if covariates is None:
+        return pd.DataFrame(index=calendar.index), pd.Series(dtype="float64")
+    known = census.lagged_covariates(covariates, calendar["local_date"])
+    known = known[[c for c in known.columns if known[c].notna().any()]]
+    usual = known.median()
+    return known - usual, usual
 
 
 def fit_stream(
@@ -94,6 +131,7 @@ def fit_stream(
     last: pd.Timestamp,
     timezone: str,
     holidays: str,
+    covariates: pd.DataFrame | None = None,
 ) -> Stream:
     """Everything about those still to come through one door, from the visits that did."""
     came = visits[(visits["arrival_time"] >= first) & (visits["arrival_time"] < last)]
@@ -106,40 +144,42 @@ def fit_stream(
     np.add.at(mix, (hour[code >= 0], code[code >= 0]), 1.0)
     mean = (mix.sum(axis=0) + 1) / (mix.sum() + len(names))
     mix = (mix + 100 * mean) / (mix.sum(axis=1, keepdims=True) + 100)
-    bedded = came[came["admission_time"].notna()]
-    to_bed = (bedded["admission_time"] - bedded["arrival_time"]).dt.total_seconds().to_numpy() / 3600
-    night = is_night(hour[came["admission_time"].notna().to_numpy()])
+    bedded = came["admission_time"].notna().to_numpy()
+    to_bed = (came["admission_time"] - came["arrival_time"])[bedded].dt.total_seconds().to_numpy() / 3600
+    part = part_of_day(hour[bedded])
     return Stream(
-        rate=fit_rate(came["arrival_time"], first, last, timezone, holidays),
+        rate=fit_rate(came["arrival_time"], first, last, timezone, holidays, covariates),
         admitted=tuple(float(v) for v in (yes + 50 * usual) / (n + 50)),
         mix=tuple(tuple(float(v) for v in row) for row in mix),
-        time_to_bed=TimeTo(tuple((_knots(to_bed[night == k], to_bed),) for k in (False, True))),
+        time_to_bed=TimeTo(tuple((_knots(to_bed[part == k], to_bed),) for k in range(PARTS_OF_DAY))),
     )
 
 
-def _knots(hours: Floats, otherwise: Floats, least: int = 60) -> tuple[float, ...]:
+def _knots(hours: Floats, otherwise: Floats) -> tuple[float, ...]:
     """Quantiles of hours at the middles of equal shares; of ``otherwise`` where there are too few."""
-    some = hours if len(hours) >= least else otherwise
+    some = hours if len(hours) >= FEWEST else otherwise
     if len(some) == 0:
         some = np.array([4.0])
     middles = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    return tuple(round(float(v), 3) for v in np.quantile(some, middles))
+    return tuple(round(float(v), 2) for v in np.quantile(some, middles))
 
 
 def fit_time_to(elapsed: Floats, to_go: Floats, hour: Ints) -> TimeTo:
-    """Time still to go by time already spent, by day and by night."""
+    """Time still to go by part of the day now and by time already spent."""
     kept = ~np.isnan(to_go) & (to_go >= 0)
-    elapsed, to_go, night = elapsed[kept], to_go[kept], is_night(hour[kept])
+    elapsed, to_go, part = elapsed[kept], to_go[kept], part_of_day(hour[kept])
     bin_ = np.clip(np.searchsorted(ELAPSED_H, elapsed, side="right") - 1, 0, None)
-    table = []
-    for dark in (False, True):
-        rows, before = [], to_go
-        for k in range(len(ELAPSED_H)):
-            both = to_go[bin_ == k]
-            before = both if len(both) >= 60 else before
-            rows.append(_knots(to_go[(bin_ == k) & (night == dark)], before))
-        table.append(tuple(rows))
-    return TimeTo(tuple(table))
+    pooled, before = [], to_go
+    for k in range(len(ELAPSED_H)):
+        every = to_go[bin_ == k]
+        before = every if len(every) >= FEWEST else before
+        pooled.append(before)
+    return TimeTo(
+        tuple(
+            tuple(_knots(to_go[(bin_ == k) & (part == p)], pooled[k]) for k in range(len(ELAPSED_H)))
+            for p in range(PARTS_OF_DAY)
+        )
+    )
 
 
 def fit_waits(visits: pd.DataFrame, grid: pd.Series, timezone: str, door: bool) -> TimeTo:
@@ -159,24 +199,25 @@ def fit_waits(visits: pd.DataFrame, grid: pd.Series, timezone: str, door: bool) 
 
 
 def fit_stays(
-    visits: pd.DataFrame, names: tuple[str, ...], first: pd.Timestamp, last: pd.Timestamp, timezone: str
+    stays: pd.DataFrame, names: tuple[str, ...], first: pd.Timestamp, last: pd.Timestamp, timezone: str
 ) -> StayHazard:
-    """Discharges an hour by specialty x stay so far, local hour and weekday: Poisson regression on patient-hours."""
+    """Discharges an hour by specialty x stay so far, local hour and weekday: Poisson regression on patient-hours.
+
+    ``stays`` are rows of :func:`features.sources.moves.spells`; a spell that ends with a move is censored there.
+    """
     first = max(first, last - pd.Timedelta(days=400))
-    bedded = visits[visits["admission_time"].notna() & (visits["admission_time"] < last)]
-    bedded = bedded[~(bedded["discharge_time"] <= first)]
-    code = specialty_codes(bedded["specialty"], names)
-    bedded, code = bedded[code >= 0], code[code >= 0]
-    came, end = micros(bedded["admission_time"]), last.value // 1000
-    left = (
-        bedded["discharge_time"].fillna(last + pd.Timedelta(days=1)).astype(UTC_US).astype("int64").to_numpy()
-    )
+    some = stays[(stays["start"] < last) & ~(stays["end"] <= first)]
+    code = specialty_codes(some["specialty"], names)
+    some, code = some[code >= 0], code[code >= 0]
+    came, end = micros(some["start"]), last.value // 1000
+    left = some["end"].fillna(last + pd.Timedelta(days=1)).astype(UTC_US).astype("int64").to_numpy()
     start_h = np.maximum(came, first.value // 1000) // HOUR_US
     stop_h = np.minimum(left, end - 1) // HOUR_US
     n = np.maximum(stop_h - start_h + 1, 0)
     who = np.repeat(np.arange(len(came)), n)
     hour_us = (start_h[who] + np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)) * HOUR_US
-    gone = (left[who] // HOUR_US * HOUR_US == hour_us) & (left[who] < end)
+    home = (some["next"] == "").to_numpy()[who]
+    gone = home & (left[who] // HOUR_US * HOUR_US == hour_us) & (left[who] < end)
     local = from_micros(hour_us).dt.tz_convert(timezone)
     stay_days = np.maximum(hour_us - came[who], 0) / HOUR_US / 24
     bin_ = np.clip(np.searchsorted(STAY_DAYS, stay_days, side="right") - 1, 0, None)
@@ -205,6 +246,37 @@ def _hazard(at_risk: Floats, events: Floats, shape: tuple[int, int, int, int]) -
     )
 
 
+def fit_moves(stays: pd.DataFrame, names: tuple[str, ...], first: pd.Timestamp, last: pd.Timestamp) -> Moves:
+    """Moves a patient-hour by specialty, and where they go, from spells; rates are pulled to the mean of all."""
+    some = stays[(stays["start"] < last) & ~(stays["end"] <= first)]
+    code, target = specialty_codes(some["specialty"], names), specialty_codes(some["next"], names)
+    until = some["end"].fillna(last).clip(upper=last)
+    hours = ((until - some["start"].clip(lower=first)).dt.total_seconds() / 3600).to_numpy()
+    moved = (code >= 0) & (target >= 0) & (target != code) & (some["end"] < last).to_numpy()
+    k = len(names)
+    if not moved.any():
+        return Moves.none(k)
+    count = np.bincount(code[moved] * k + target[moved], minlength=k * k).reshape(k, k).astype("float64")
+    spent = np.bincount(code[code >= 0], weights=hours[code >= 0], minlength=k)
+    prior = count.sum() / spent.sum()
+    rate = (count.sum(axis=1) + 2) / (spent + 2 / prior)
+    towards = count + (count.sum(axis=0) + 1) / (count.sum() + k) * (1 - np.eye(k))
+    destination = towards / towards.sum(axis=1, keepdims=True) if k > 1 else np.ones((1, 1))
+    return Moves(tuple(float(v) for v in rate), tuple(tuple(float(v) for v in row) for row in destination))
+
+
+def fit_usual(
+    visits: pd.DataFrame, names: tuple[str, ...], first: pd.Timestamp, last: pd.Timestamp, dispersion: float
+) -> Usual:
+    """Who comes through the emergency department: shares of age groups, and of those admitted by specialty."""
+    came = visits[through_ed(visits) & (visits["arrival_time"] >= first) & (visits["arrival_time"] < last)]
+    group, code = age_group(came["age_years"]), specialty_codes(came["specialty"], names)
+    n = max(len(came), 1)
+    ages = np.bincount(group[group >= 0], minlength=len(AGE_GROUPS)) / n
+    admitted = np.bincount(code[code >= 0], minlength=len(names)) / n
+    return Usual(tuple(float(v) for v in ages), tuple(float(v) for v in admitted), dispersion)
+
+
 def fit_flows(
     visits: pd.DataFrame,
     snapshots: pd.DataFrame,
@@ -213,10 +285,13 @@ def fit_flows(
     until: pd.Timestamp,
     timezone: str,
     holidays: str,
+    moves: pd.DataFrame,
+    covariates: pd.DataFrame | None = None,
 ) -> BedModel:
     """All parts of the bed model but the classifier, from ``[first, until)``; no correction yet.
 
-    ``snapshots`` are rows of :class:`features.labels.admissions.Snapshots` from that time.
+    ``snapshots`` are rows of :class:`features.labels.admissions.Snapshots` from that time; ``moves`` and
+    ``covariates`` are as :mod:`features.sources.moves` and :mod:`features.sources.outlook` read them.
     """
     visits = grouped_visits(visits, names)
     grid = random_grid(first, until, np.random.default_rng(5))
@@ -224,17 +299,23 @@ def fit_flows(
     some = snapshots[snapshots["admitted"].to_numpy(bool)]
     elapsed = (some["prediction_time"] - some["arrival_time"]).dt.total_seconds().to_numpy() / 3600
     hour = some["prediction_time"].dt.tz_convert(timezone).dt.hour.to_numpy("int64")
-
-    def stream(door: bool) -> Stream:
-        return fit_stream(past[through_ed(past) == door], names, first, until, timezone, holidays)
-
+    stays, door = spells(visits, moves), door_of(past)
+    streams = {
+        name: fit_stream(
+            past[door == name], names, first, until, timezone, holidays,
+            covariates if name == "emergency" else None,
+        )
+        for name in DOORS
+    }  # fmt: skip
     return BedModel(
         specialties=names,
-        streams={"emergency": stream(True), "direct": stream(False)},
+        streams=streams,
         decided=fit_waits(past, grid, timezone, True),
         undecided=fit_time_to(elapsed, some["hours_to_bed"].to_numpy("float64"), hour),
         theatre=fit_waits(past, grid, timezone, False),
-        stays=fit_stays(visits, names, first, until, timezone),
+        stays=fit_stays(stays, names, first, until, timezone),
+        moves=fit_moves(stays, names, first, until),
+        usual=fit_usual(past, names, first, until, streams["emergency"].rate.dispersion),
         corrections={},
         holidays=holidays,
     )

@@ -19,7 +19,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -73,7 +73,45 @@ ICU_STAY_H: Final = (36.0, 0.42)
 """Median hours and log spread of a stay without sepsis: the short stays of PhysioNet 2019."""
 SEPTIC_SHARE: Final = 0.14
 
+MOVES_TO: Final = {
+    "general medicine": ("elderly care", "cardiology", "surgery"),
+    "elderly care": ("general medicine",),
+    "cardiology": ("general medicine",),
+    "surgery": ("general medicine", "orthopaedics"),
+    "orthopaedics": ("elderly care",),
+}
+"""Where those who come under another specialty go, each with the same chance."""
+VIRUS_BACKGROUND: Final = 12.0
+"""Positive tests a day when no surge is under way."""
+VIRUS_LEAD: Final = timedelta(days=4)
+"""How long positive tests run ahead of the patients a surge brings."""
+
 WARD_VITALS: Final = ("heart_rate", "respiratory_rate", "spo2", "temperature", "sbp", "dbp")
+
+
+@dataclass(frozen=True, slots=True)
+class Surge:
+    """More emergency patients of one age band for a while: rising and falling as half a sine wave.
+
+    Attributes
+    ----------
+    first_day : days after the start of the simulation
+    days : length
+    extra_per_day : additional arrivals a day on average over the surge
+    ages : youngest and oldest, years
+    """
+
+    first_day: int
+    days: int
+    extra_per_day: float
+    ages: tuple[float, float]
+
+    def rate(self, day: npt.NDArray[Any]) -> Floats:
+        """Additional arrivals a day at a time in days after the start of the simulation."""
+        through = (day - self.first_day) / self.days
+        inside = (through >= 0) & (through < 1)
+        wave = np.sin(np.pi * np.clip(through, 0, 1))
+        return np.asarray(np.where(inside, self.extra_per_day * np.pi / 2 * wave, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +129,10 @@ class Hospital:
     open_beds: dict[str, int]
     """Beds by specialty, about 92 % full on average."""
     timezone: str
+    moves: pd.DataFrame
+    """:data:`features.sources.moves.MOVE_COLUMNS`: who came under another specialty, and when."""
+    covariates: pd.DataFrame
+    """``date, respiratory_virus``: positive tests a day, ahead of what surges bring."""
 
 
 def arrival_rate(instants: pd.Series, ed_per_day: float, timezone: str) -> Floats:
@@ -110,6 +152,8 @@ def simulate(
     timezone: str = "UTC",
     observe: tuple[str, ...] = ("ed", "ward", "icu"),
     septic_share: float = SEPTIC_SHARE,
+    moving: float = 0.0,
+    surges: tuple[Surge, ...] = (),
 ) -> Hospital:
     """Run the hospital from ``start`` for ``days`` days.
 
@@ -129,6 +173,10 @@ def simulate(
         Which observations to make: ``ed``, ``ward``, ``icu``.
     septic_share : float
         Share of intensive-care stays in which an infection becomes sepsis.
+    moving : float
+        Share of ward stays in which the patient comes under another specialty, one or two days after reaching the bed;
+        the stay there is drawn anew.
+    surges : tuple of Surge
 
     Returns
     -------
@@ -138,14 +186,15 @@ def simulate(
     """
     if start.tzinfo is None:
         raise ValueError("start must carry a time zone, for example datetime(2026, 1, 5, tzinfo=UTC).")
-    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(8)]
+    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(11)]
     begin, end = (
         pd.Timestamp(start).tz_convert("UTC"),
         pd.Timestamp(start).tz_convert("UTC") + pd.Timedelta(days=days),
     )
-    patients = _patients(begin - WARM_UP, end, ed_per_day, icu_beds, timezone, streams)
+    patients = _patients(begin - WARM_UP, end, ed_per_day, icu_beds, timezone, streams, (begin, surges))
     stays = _intensive_care(patients, icu_beds, septic_share, timezone, streams[3])
     patients = _departures(patients, stays, timezone, streams[4])
+    patients = _moved(patients, stays, moving, timezone, streams[9])
     here = patients["left"].to_numpy() > begin.value // 1000
     patients, stays = (
         patients[here],
@@ -166,6 +215,8 @@ def simulate(
         truth=_truth(patients, stays, horizon),
         open_beds=_open_beds(patients, begin.value // 1000, horizon),
         timezone=timezone,
+        moves=_moves(patients, horizon),
+        covariates=_virus(begin, days, surges, timezone, streams[10]),
     )
 
 
@@ -174,7 +225,7 @@ def simulate(
 
 def _patients(
     begin: pd.Timestamp, end: pd.Timestamp, ed_per_day: float, icu_beds: int, timezone: str,
-    streams: list[np.random.Generator],
+    streams: list[np.random.Generator], surging: tuple[pd.Timestamp, tuple[Surge, ...]],
 ) -> pd.DataFrame:  # fmt: skip
     """Everybody who comes, in order of arrival; index = patient number; times int64 µs, -1 = never."""
     hours = pd.Series(pd.date_range(begin.floor("h"), end, freq="1h", inclusive="left"))
@@ -189,7 +240,9 @@ def _patients(
                       streams[2])  # fmt: skip
     moved = _direct(_arrive(hours, transfer, timezone, 0.0, streams[2]), "transfer", timezone, turnover, ed_per_day,
                     streams[2])  # fmt: skip
-    everyone = pd.concat([ed, planned, moved]).sort_values("arrival", kind="stable").reset_index(drop=True)
+    more = _surging(hours, *surging, timezone, streams[8])
+    everyone = pd.concat([ed, planned, moved, *more])
+    everyone = everyone.sort_values("arrival", kind="stable").reset_index(drop=True)
     wanted = (
         0.46 * turnover / max(float((ed["admitted"] & (ed["age_years"] >= 16)).mean()) * ed_per_day, 1e-9)
     )
@@ -206,10 +259,25 @@ def _arrive(hours: pd.Series, rate: Floats, timezone: str, sd: float, rng: np.ra
     return np.asarray(np.sort(starts + rng.integers(0, 3600, len(starts)) * (HOUR_US // 3600)))
 
 
-def _emergency(arrival: Ints, timezone: str, rng: np.random.Generator) -> pd.DataFrame:
+def _surging(
+    hours: pd.Series, begin: pd.Timestamp, surges: tuple[Surge, ...], timezone: str, rng: np.random.Generator
+) -> list[pd.DataFrame]:
+    """The additional patients of each surge."""
+    day = ((hours - begin) / pd.Timedelta(days=1)).to_numpy("float64")
+    usual = arrival_rate(hours, 1.0, timezone)
+    out = []
+    for surge in surges:
+        arrival = _arrive(hours, surge.rate(day) * usual, timezone, DAY_EFFECT_SD, rng)
+        out.append(_emergency(arrival, timezone, rng, surge.ages))
+    return out
+
+
+def _emergency(
+    arrival: Ints, timezone: str, rng: np.random.Generator, ages: tuple[float, float] | None = None
+) -> pd.DataFrame:
     """Emergency patients: age, sex, severity, triage category, true probability of admission, and what became."""
     n = len(arrival)
-    age = _ages(n, rng)
+    age = _ages(n, rng) if ages is None else np.floor(rng.uniform(*ages, n))
     severity = rng.standard_normal(n)
     ambulance = rng.random(n) < _sigmoid(-1.15 + 0.9 * severity + 0.022 * (age - 45))
     triage = np.digitize(-(1.1 * severity + 0.6 * rng.standard_normal(n)), [-2.9, -1.2, 0.35, 2.3]) + 1.0
@@ -392,6 +460,66 @@ def _departures(
     admitted = patients["admitted"].to_numpy(bool)
     return patients.assign(
         left=np.where(admitted, left, patients["home"]), unit=np.where(admitted, unit, "ED"), bedded=bedded
+    )
+
+
+def _moved(
+    patients: pd.DataFrame, stays: pd.DataFrame, share: float, timezone: str, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Let some ward patients come under another specialty (``moved``, µs, -1 = never) and stay there anew."""
+    n = len(patients)
+    target = (
+        [rng.choice(MOVES_TO[s]) if s in MOVES_TO else "" for s in patients["specialty"]]
+        if share
+        else [""] * n
+    )
+    at = patients["bedded"].to_numpy("int64") + (rng.uniform(24, 48, n) * HOUR_US).astype("int64")
+    ward = patients["admitted"].to_numpy(bool) & ~patients.index.isin(stays["patient"])
+    goes = (
+        ward & (rng.random(n) < share) & (np.array(target) != "") & (at < patients["left"].to_numpy("int64"))
+    )
+    code = (
+        pd.Series(range(len(SPECIALTIES)), index=list(SPECIALTIES))
+        .reindex(target)
+        .fillna(0)
+        .to_numpy("int64")
+    )
+    stay_h = STAY_MEDIAN_H[code] * np.exp(rng.normal(0, STAY_SIGMA, n))
+    left = _leaving_time(at + (stay_h * HOUR_US).astype("int64"), at, timezone, rng)
+    return patients.assign(
+        moved=np.where(goes, at, -1),
+        moved_to=np.where(goes, target, ""),
+        left=np.where(goes, left, patients["left"].to_numpy("int64")),
+    )
+
+
+def _moves(patients: pd.DataFrame, horizon: int) -> pd.DataFrame:
+    """Moves that came before ``horizon``, as :data:`features.sources.moves.MOVE_COLUMNS`."""
+    some = patients[(patients["moved"] >= 0) & (patients["moved"] < horizon)]
+    moves = pd.DataFrame(
+        {
+            "encounter_id": _names("V", some.index.to_numpy("int64")),
+            "time": from_micros(some["moved"].to_numpy("int64")),
+            "specialty": some["moved_to"].to_numpy("str"),
+            "unit": np.char.add("Ward ", some["moved_to"].to_numpy("str")),
+        }
+    ).astype({"encounter_id": "str", "specialty": "str", "unit": "str"})
+    return moves.sort_values(["encounter_id", "time"], kind="stable").reset_index(drop=True)
+
+
+def _virus(
+    begin: pd.Timestamp, days: int, surges: tuple[Surge, ...], timezone: str, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Positive tests a day: a background, and what a surge will bring a few days later."""
+    first = begin.tz_convert(ZoneInfo(timezone)).tz_localize(None).normalize() - WARM_UP
+    count = days + WARM_UP.days
+    day = np.arange(count) - WARM_UP.days + 0.5 + VIRUS_LEAD / timedelta(days=1)
+    mean = VIRUS_BACKGROUND + sum((surge.rate(day) for surge in surges), np.zeros(count))
+    return pd.DataFrame(
+        {
+            "date": pd.date_range(first, periods=count, freq="1D", unit="us"),
+            "respiratory_virus": rng.poisson(mean).astype("float64"),
+        }
     )
 
 

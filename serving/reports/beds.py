@@ -16,6 +16,7 @@ from features import census
 from features.errors import ConfigError, DataError
 from features.events import empty_events
 from features.sources import visits as visit_source
+from features.sources.outlook import Outlook
 from models.beds import HOSPITAL
 from models.bundle import Bundle
 from serving.reports.forecast import RECORD_DAYS, BedForecast, forecast_beds, normal_visits, signed
@@ -100,8 +101,9 @@ def _forecast(settings: Settings, at: str, visits: Path | None, hospital: str) -
         _from_file(visits, settings, hospital) if visits else (*_from_store(settings, at, bundle), ())
     )
     now = last if at == "now" else parse_time(at, settings.timezone)
+    outlook = Outlook.read(visits.parent if visits else settings.var, settings.timezone)
     forecast = forecast_beds(
-        table, events, bundle, now, settings.timezone, open_beds(settings), record_days=RECORD_DAYS
+        table, events, bundle, now, settings.timezone, open_beds(settings), RECORD_DAYS, outlook
     )
     fresh = replace(forecast.freshness, notes=(*account, *forecast.freshness.notes))
     return replace(forecast, freshness=fresh), hospital or settings.site
@@ -156,6 +158,13 @@ def _from_file(
     last = min(pd.Timestamp(times.max().max()), pd.Timestamp.now("UTC"))
     told = (" ".join(account.lines()),) if account.reasons or account.repaired else ()
     return table, empty_events(), last, told
+
+
+def read_known(
+    settings: Settings, at: str, bundle: Bundle, visits: Path | None
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.Timestamp]:
+    """Visits and observations of a file or of the store, and the last moment they tell of."""
+    return _from_file(visits, settings, "")[:3] if visits else _from_store(settings, at, bundle)
 
 
 def _from_store(

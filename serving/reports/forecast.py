@@ -6,8 +6,8 @@ patient appears in any of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -17,6 +17,8 @@ import pandas as pd
 
 from features import census
 from features.errors import DataError
+from features.sources.moves import located_at
+from features.sources.outlook import Outlook
 from features.sources.visits import VISIT_COLUMNS, known_at, visit_events
 from features.windows import FlatEvents
 from models.beds import (
@@ -34,6 +36,7 @@ from models.beds import (
 )
 from models.bundle import Bundle
 from models.forecast import LEVELS, Counts, in_words
+from models.surge import Surge
 
 RECORD_DAYS: Final = 14
 RECORD_DRAWS: Final = 1000
@@ -81,6 +84,40 @@ class Past:
 
 
 @dataclass(frozen=True)
+class SurgeReport:
+    """A surge, and the forecast without it: ``without`` has the keys of :attr:`BedForecast.cells`."""
+
+    surge: Surge
+    without: Mapping[tuple[str, str], Cell]
+
+    def words(self, cells: Sequence[Cell]) -> tuple[str, ...]:
+        """What is under way, and what tomorrow would need without it."""
+        now = next(c for c in cells if (c.level, c.window) == (HOSPITAL, "tomorrow"))
+        usual = self.without[HOSPITAL, "tomorrow"]
+        return (
+            self.surge.words(),
+            f"Without it tomorrow would need {usual.needed_mean:.0f} beds instead of {now.needed_mean:.0f}.",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: the surge, and expected beds by level and window without it."""
+        s = self.surge
+        return {
+            "since": str(s.since.date()),
+            "times_usual": s.times,
+            "age_group": s.age_group or None,
+            "age_group_times_usual": s.age_times,
+            "unit": s.unit or None,
+            "unit_times_usual": s.unit_times,
+            "words": s.words(),
+            "without": [
+                {"level": level, "window": window, "needed": _counts(c.needed, c.needed_mean)}
+                for (level, window), c in self.without.items()
+            ],
+        }
+
+
+@dataclass(frozen=True)
 class BedForecast:
     """Everything the report says.
 
@@ -106,6 +143,7 @@ class BedForecast:
     in_ed_now: int
     freshness: Freshness
     record: tuple[Past, ...] = ()
+    surge: SurgeReport | None = None
 
     def cell(self, level: str, window: str) -> Cell:
         """One statement."""
@@ -135,6 +173,7 @@ class BedForecast:
             "trained_on": self.origin,
             "degraded": list(fresh.silent),
             "notes": list(fresh.notes),
+            "surge": None if self.surge is None else self.surge.to_dict(),
             "newest_visit": iso(fresh.newest_visit),
             "newest_observation": iso(fresh.newest_observation),
             "in_ed": {"patients": self.in_ed_now, "will_be_admitted": _counts(self.in_ed)},
@@ -195,6 +234,7 @@ def forecast_beds(
     timezone: str,
     capacity: Mapping[str, int] | None = None,
     record_days: int = 0,
+    outlook: Outlook | None = None,
 ) -> BedForecast:
     """Forecast the beds needed, by specialty and for the hospital.
 
@@ -213,6 +253,8 @@ def forecast_beds(
         Levels it does not name get no statement about running short.
     record_days : int
         For how many earlier days to make yesterday's forecast again, with what was known then, beside the outcome.
+    outlook : Outlook, optional
+        Moves between specialties, the elective list and daily series from outside.
 
     Raises
     ------
@@ -225,10 +267,13 @@ def forecast_beds(
     windows = windows_at(at, timezone)
     now = windows[0].start
     visits = normal_visits(visits)
-    seen = known_at(visits, now)
-    situation = model.situation(seen, events, bundle, now, timezone)
+    beside = Outlook() if outlook is None else outlook
+    seen = located_at(known_at(visits, now), beside.moves, now)
+    situation = model.situation(seen, events, bundle, now, timezone, beside.elective, beside.covariates)
     futures = model.futures(situation, windows, _rng(now))
     cells = assemble(model, situation, futures, windows, capacity)
+    surge = _surge(model, situation, windows)
+    fresh = _freshness(seen, events, situation, model)
     past = _record(visits, events, bundle, model, now, timezone, record_days) if record_days else ()
     return BedForecast(
         at=now,
@@ -240,9 +285,19 @@ def forecast_beds(
         cells={(c.level, c.window): c for c in cells},
         in_ed=in_ed_beds(situation),
         in_ed_now=len(situation.in_ed),
-        freshness=_freshness(seen, events, situation, model),
+        freshness=fresh if surge is None else replace(fresh, notes=(*surge.words(cells), *fresh.notes)),
         record=past,
+        surge=surge,
     )
+
+
+def _surge(model: BedModel, situation: Situation, windows: tuple[Window, ...]) -> SurgeReport | None:
+    """The surge that is under way, if one is, and the forecast as it would be without it."""
+    if situation.surge is None:
+        return None
+    calm = situation.without_surge()
+    usual = assemble(model, calm, model.futures(calm, windows, _rng(situation.at)), windows, None)
+    return SurgeReport(situation.surge, {(c.level, c.window): c for c in usual})
 
 
 def normal_visits(visits: pd.DataFrame) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from features.errors import SpecError, WardcastError
+from features.sources.outlook import Outlook
 from models.bundle import Bundle
 from serving.answers import Refusal
 from serving.reports.beds import ed_events, open_beds, parse_time
@@ -148,8 +149,9 @@ class Desk:
                 return self._kept[key]
         events = ed_events(store, visits, moment, settings.timezone, record_days)
         made = forecast_beds(
-            visits, events, bundle, moment, settings.timezone, open_beds(settings), record_days=record_days
-        )
+            visits, events, bundle, moment, settings.timezone, open_beds(settings), record_days,
+            Outlook.read(settings.var, settings.timezone),
+        )  # fmt: skip
         with self._lock:
             self._kept[key] = made
             while len(self._kept) > KEPT:

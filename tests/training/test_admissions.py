@@ -13,13 +13,14 @@ import pytest
 
 from features import census
 from features.errors import DataError
-from features.sources.synthetic import STAY_MEDIAN_H, STAY_SIGMA, arrival_rate, simulate
-from features.sources.visits import visit_events
+from features.sources.moves import no_moves, spells
+from features.sources.synthetic import MOVES_TO, STAY_MEDIAN_H, STAY_SIGMA, Surge, arrival_rate, simulate
+from features.sources.visits import known_at, visit_events
 from models.beds import BedModel
 from models.bundle import Bundle
 from models.spec import Spec
 from training import admissions, backtest, baselines
-from training.flows import fit_rate, fit_stays, fit_time_to, name_specialties, specialty_codes
+from training.flows import fit_moves, fit_rate, fit_stays, fit_time_to, name_specialties, specialty_codes
 
 START = datetime(2025, 3, 3, tzinfo=UTC)
 SMALL = {
@@ -120,6 +121,92 @@ def test_arrival_rates_are_recovered():
     assert rate.dispersion == pytest.approx(0.08**2, rel=0.45)
 
 
+def test_moves_between_specialties_are_recovered():
+    """One stay in ten of the ward changes hands, at 36 h on average; general medicine sends to three, equally."""
+    hospital = simulate(200, 12, START, observe=(), moving=0.1)
+    first, last = pd.Timestamp(START), pd.Timestamp(START) + pd.Timedelta(days=200)
+    names = tuple(MOVES_TO)
+    stays = spells(hospital.visits, hospital.moves)
+    moves = fit_moves(stays, names, first, last)
+    medicine = stays[(stays["specialty"] == "general medicine") & (stays["start"] > first)]
+    hours = (medicine["end"].fillna(last) - medicine["start"]).dt.total_seconds().sum() / 3600
+    assert moves.rate[0] == pytest.approx((medicine["next"] != "").sum() / hours, rel=0.1)
+    assert 0.05 < (medicine["next"] != "").mean() < 0.1, "fewer than drawn: some have left by then"
+    to = dict(zip(names, moves.destination[0], strict=True))
+    assert to["general medicine"] == 0
+    assert [to[k] for k in ("elderly care", "cardiology", "surgery")] == pytest.approx([1 / 3] * 3, abs=0.1)
+    assert sum(moves.destination[0]) == pytest.approx(1)
+
+
+def test_spells_end_where_the_next_begins():
+    visits = pd.DataFrame(
+        {
+            "encounter_id": ["a", "b"],
+            "specialty": ["m", "s"],
+            "admission_time": pd.to_datetime(["2026-01-01T00:00Z"] * 2).as_unit("us"),
+            "discharge_time": pd.to_datetime(["2026-01-05T00:00Z", None]).as_unit("us"),
+        }
+    )
+    moved = pd.DataFrame(
+        {
+            "encounter_id": ["a", "a", "a"],
+            "time": pd.to_datetime(["2026-01-02T00:00Z", "2026-01-03T00:00Z", "2026-01-06T00:00Z"]).as_unit(
+                "us"
+            ),
+            "specialty": ["s", "s", "m"],
+            "unit": "",
+        }
+    )
+    cut = spells(visits, moved)
+    assert cut[["specialty", "next"]].to_numpy().tolist() == [["m", "s"], ["s", ""], ["s", ""]]
+    assert cut["end"].iloc[0] == cut["start"].iloc[1] == pd.Timestamp("2026-01-02T00:00Z")
+    assert cut["end"].isna().tolist() == [False, False, True]
+    assert len(spells(visits, no_moves())) == 2
+
+
+def test_a_virus_series_explains_the_surges_it_runs_ahead_of():
+    """Two winters' worth of waves in training; the fitted effect of a third is near what it brought."""
+    waves = tuple(Surge(day, 28, 30.0, (0.0, 16.0)) for day in (40, 110, 180))
+    hospital = simulate(230, 12, START, observe=(), surges=waves)
+    came = hospital.visits.loc[hospital.visits["arrival_mode"].isin(["ambulance", "walk-in"]), "arrival_time"]
+    first = pd.Timestamp(START)
+    until, last = first + pd.Timedelta(days=170), first + pd.Timedelta(days=230)
+    blind, told = (
+        fit_rate(came[came < until], first, until, "UTC", "", series)
+        for series in (None, hospital.covariates)
+    )
+    assert told.covariates[0].name == "respiratory_virus"
+    assert told.dispersion < 0.75 * blind.dispersion, "what the series explains is no day effect"
+    hours = pd.Series(pd.date_range(first + pd.Timedelta(days=187), last - pd.Timedelta(days=29), freq="1h"))
+    calendar = census.calendar(hours, "UTC")
+    known = census.lagged_covariates(hospital.covariates, calendar["local_date"])
+    expected = told.rate(calendar.assign(respiratory_virus=known["respiratory_virus"])).sum()
+    truth = arrival_rate(hours, 120, "UTC").sum()
+    truth += sum(w.rate(((hours - first) / pd.Timedelta(days=1)).to_numpy()) for w in waves).sum() / 24
+    assert expected == pytest.approx(truth, rel=0.08)
+    assert told.rate(calendar).sum() < 0.92 * expected, "without the series it would be as usual"
+
+
+def test_a_surge_in_the_simulator_is_found_and_can_be_taken_away(repo: Path):
+    """Twenty-five more children a day for twelve days: seen on the tenth, in children and paediatrics."""
+    bundle = Bundle.load(repo / "models" / "admissions" / "released")
+    model = BedModel.of(bundle)
+    wave = Surge(60, 30, 30.0, (0.0, 15.0))
+    hospital = simulate(80, 31, START, observe=(), surges=(wave,))
+    at = pd.Timestamp(START) + pd.Timedelta(days=75, hours=8)
+    seen = known_at(hospital.visits, at)
+    situation = model.situation(seen, visit_events(seen), bundle, at, "UTC")
+    assert situation.surge is not None
+    assert (situation.surge.age_group, situation.surge.unit) == ("under 16", "paediatrics")
+    first = (pd.Timestamp(START) + pd.Timedelta(days=60)).tz_localize(None)
+    assert -2 <= (situation.surge.since - first).days <= 8
+    without = situation.without_surge()
+    assert without.level["emergency"] < 0.9 * situation.level["emergency"]
+    assert without.level["emergency"] == pytest.approx(1, abs=0.08)
+    calm = known_at(simulate(80, 31, START, observe=()).visits, at)
+    assert model.situation(calm, visit_events(calm), bundle, at, "UTC").surge is None
+
+
 def test_no_arrival_at_all_is_a_rate_of_nothing():
     first, last = pd.Timestamp(START), pd.Timestamp(START) + pd.Timedelta(days=10)
     rate = fit_rate(pd.Series(pd.DatetimeIndex([], tz="UTC").as_unit("us")), first, last, "UTC", "")
@@ -130,7 +217,8 @@ def test_length_of_stay_is_recovered_as_a_hazard():
     """Half of general medicine has left after about the simulator's median (moved to daytime, weekends delayed)."""
     hospital = simulate(150, 12, START, observe=())
     first, last = pd.Timestamp(START), pd.Timestamp(START) + pd.Timedelta(days=150)
-    hazard = fit_stays(hospital.visits, ("general medicine",), first, last, "UTC")
+    stays = spells(hospital.visits, hospital.moves)
+    hazard = fit_stays(stays, ("general medicine",), first, last, "UTC")
     hours = np.arange(24 * 14)
     gone = hazard.leaving(
         np.zeros(1, "int64"), np.zeros(1), hours % 24, hours // 24 % 7, hours.astype("float64")
@@ -141,10 +229,10 @@ def test_length_of_stay_is_recovered_as_a_hazard():
 
 
 def test_time_to_bed_keeps_to_its_bin():
-    elapsed = np.repeat([0.2, 5.0], 200)
+    elapsed = np.repeat([0.2, 5.25], 200)
     to_go = np.concatenate([np.linspace(3, 5, 200), np.linspace(0.5, 1, 200)])
     table = fit_time_to(elapsed, to_go, np.full(400, 10))
-    reached = table.reached(np.array([0.2, 5.0]), np.array([10, 10]), np.array([2.0]))
+    reached = table.reached(np.array([0.2, 5.25]), np.array([10, 10]), np.array([2.0]))
     assert reached[0, 0] < 0.05
     assert reached[1, 0] > 0.95
 
@@ -272,7 +360,9 @@ def test_other_sources_are_refused():
 
 def test_corrections_are_fitted_for_every_statement_and_read_by_the_model(trained: admissions.TrainResult):
     model = BedModel.of(trained.bundle)
-    assert len(model.corrections) == 4 * 4 * 2
+    levels = len(model.specialties) + 2  # each, all specialties together, the hospital
+    windows = 10 + 3  # the report's, and sums over 1, 12 and 24 hours
+    assert len(model.corrections) == 4 * windows * levels
     assert replace(model, corrections={}) != model
 
 
