@@ -53,6 +53,7 @@ CHALLENGE: Final = frozenset(
 """SHA-256 of setA.parquet and setB.parquet, the development part of the challenge's training sets."""
 
 CUT: Final = "Stays in PhysioNet 2019 were cut so that length gives sepsis away. "
+CHECKLISTS: Final = "TRIPOD+AI and PROBAST+AI, filled in: `models/sepsis/checklists.md`."
 BARS: Final = 12
 """Concepts in the plot of what moves scores."""
 FEW_SEPTIC: Final = 200
@@ -162,6 +163,7 @@ def sepsis_card(
         "## What it took\n\n" + _cost(evaluation),
         "## Probability, alert and page\n\n" + _decision(decision, evaluation),
         "## How far to trust it\n\n" + _limits(data, evaluation),
+        *(["## Checklists\n\n" + CHECKLISTS] if data["source"] == "physionet2019" else []),
         "## Citation\n\n" + data["citation"],
     ]
     return "\n\n".join(sections) + "\n"

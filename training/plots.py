@@ -23,6 +23,10 @@ def figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
             curves["recall"], curves["precision"], "Sensitivity", "PPV", "Precision and recall, per hour"
         ),
         "utility_by_hour.png": _utility(curves["utility_by_hour"]),
+        **{
+            f"decision_curve_{c['hours'].replace('<= ', 'first_')}.png": _decision(c)
+            for c in evaluation.get("decision_curves", [])
+        },
         **(
             {"contributions.png": _contributions(evaluation["explanation"])}
             if "explanation" in evaluation
@@ -55,6 +59,9 @@ def _calibration(curve: Mapping[str, list[float]]) -> Any:
     size = np.array(curve["rows"])
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
     axes.scatter(predicted, curve["observed"], s=4 + 40 * size / size.max(), alpha=0.6)
+    if "smooth" in curve:
+        axes.plot(predicted, curve["smooth"], color="tab:orange", label="loess")
+        axes.legend()
     top = float(max(predicted.max(), max(curve["observed"]))) * 1.1
     axes.set(xlim=(0, top), ylim=(0, top))
     return figure
@@ -86,4 +93,22 @@ def _contributions(explanation: Mapping[str, Any]) -> Any:
     )
     bar(means, max_display=len(groups), show=False, ax=axes)
     axes.set(title="What moves the score", xlabel="Mean absolute contribution, log-odds before calibration")
+    return figure
+
+
+def _decision(curve: Mapping[str, Any]) -> Any:
+    """Net benefit with its interval, beside alarming for everyone, the clock rule, and silence."""
+    figure, axes = new_axes(
+        f"Decision curve, hours {curve['hours']}", "Threshold probability", "Net benefit per hour"
+    )
+    x = curve["thresholds"]
+    value, low, high = (np.array([m[i] for m in curve["model"]], dtype=np.float64) for i in range(3))
+    axes.fill_between(x, low, high, alpha=0.2)
+    axes.plot(x, value, label="model")
+    for name, label in (("treat_all", "everyone"), ("clock", "clock rule")):
+        axes.plot(x, np.array(curve[name], dtype=np.float64), label=label)
+    axes.axhline(0, color="grey", linewidth=1)
+    top = float(np.nanmax(high)) if np.isfinite(high).any() else 0.0
+    axes.set(ylim=(-max(top, 1e-3) * 0.5, max(top, 1e-3) * 1.1))
+    axes.legend()
     return figure

@@ -31,24 +31,36 @@ FEWEST_SEPTIC: Final = 20
 """Septic patients without which two numbers cannot be told from chance."""
 SPREAD: Final = (0.3, 0.5)
 """How far slope and intercept are believed to move from a released map: standard deviations around 1 and 0."""
-ALIKE_ROWS: Final = 15.0
-"""The hours of one stay say as much as a fifteenth of so many independent ones."""
 STAYS: Final = 1000
 DRAWS: Final = 20
 REPLICATES: Final = 200
 
 
+def design_effect(calibrator: Calibrator, raw: Floats, label: Ints, patient: Ints) -> float:
+    """How many hours of these stays say as much as one independent row would of slope and intercept, at least 1.
+
+    Mean ratio of the cluster-robust variance (sandwich over patients) of an unpenalised line to the naive one.
+    """
+    design, share = _design(calibrator, raw), np.ones(len(raw))
+    line = metrics.logistic(design, np.zeros(len(raw)), label.astype(np.float64), share)
+    p = expit(design @ line)
+    score = design * (label - p)[:, None]
+    naive = np.linalg.inv((design * (p * (1 - p))[:, None]).T @ design)
+    each = np.column_stack([np.bincount(patient, weights=score[:, j]) for j in range(2)])
+    effect = float(np.trace(naive @ (each.T @ each))) / 2
+    return max(effect, 1.0) if np.isfinite(effect) else float(len(raw))
+
+
 def local_line(
-    calibrator: Calibrator, raw: Floats, label: Ints, weight: Floats | None = None
+    calibrator: Calibrator, raw: Floats, label: Ints, alike: float = 1.0, weight: Floats | None = None
 ) -> tuple[float, float]:
     """Slope and intercept, in calibrated log-odds, of local patients; drawn towards 1 and 0 while they are few.
 
-    Ridge-penalised logistic regression: the penalty is a normal prior of :data:`SPREAD`, and rows count a fifteenth,
-    since the hours of a stay are alike.
+    Ridge-penalised logistic regression: the penalty is a normal prior of :data:`SPREAD`; a row counts one part in
+    ``alike`` (:func:`design_effect`), since the hours of a stay are alike.
     """
-    odds = logit(calibrator.apply(raw))
-    design = np.column_stack([odds, np.ones_like(odds)])
-    share = (np.ones(len(raw)) if weight is None else weight) / ALIKE_ROWS
+    design = _design(calibrator, raw)
+    share = (np.ones(len(raw)) if weight is None else weight) / alike
     centre, prior = np.array([1.0, 0.0]), np.diag([1 / s**2 for s in SPREAD])
     line = centre.copy()
     for _ in range(50):
@@ -60,6 +72,11 @@ def local_line(
         if np.abs(step).max() < 1e-9:
             break
     return max(float(line[0]), 0.05), float(line[1])
+
+
+def _design(calibrator: Calibrator, raw: Floats) -> Floats:
+    odds = logit(calibrator.apply(raw))
+    return np.column_stack([odds, np.ones_like(odds)])
 
 
 def adapted(
@@ -79,12 +96,13 @@ def adapted(
             f"{len(np.unique(patient)):,}. Collect more local stays: at 7 % septic about 300 are enough, 500 to 1,000 "
             "are better."
         )
-    made = calibrator.adjusted(*local_line(calibrator, raw, label))
+    alike = design_effect(calibrator, raw, label, patient)
+    made = calibrator.adjusted(*local_line(calibrator, raw, label, alike))
     rows = Clustered.of(raw, label, patient)
     drawn = []
     for _ in range(REPLICATES):
         x, y, weight = rows.weighted(rows.draw(rng))
-        again = calibrator.adjusted(*local_line(calibrator, x, y, weight))
+        again = calibrator.adjusted(*local_line(calibrator, x, y, alike, weight))
         drawn.append(logit(again.apply(rows.knots)))
     return made.banded(rows.knots, np.array(drawn))
 
@@ -120,7 +138,9 @@ def rehearsed(
         )
         if len(np.unique(codes[mine & (label == 1)])) < FEWEST_SEPTIC:
             return {}
-        after = calibrator.adjusted(*local_line(calibrator, raw[mine], label[mine]))
+        part = raw[mine], label[mine]
+        alike = design_effect(calibrator, *part, codes[mine])
+        after = calibrator.adjusted(*local_line(calibrator, *part, alike))
         for name, made in (("before", calibrator), ("after", after)):
             found[name].append(_calibration(label[~mine], made.apply(raw[~mine])))
     table: dict[str, Any] = {"stays": stays, "draws": draws}
@@ -203,12 +223,14 @@ def recalibrate(
     parent = Bundle.load(resolve(model or "released:sepsis"))
     raw, label, patient, rows = _scored(parent, input, threads)
     calibrator = adapted(parent.calibrator, raw, label, patient, np.random.default_rng(0))
-    slope, intercept = local_line(parent.calibrator, raw, label)
+    alike = design_effect(parent.calibrator, raw, label, patient)
+    slope, intercept = local_line(parent.calibrator, raw, label, alike)
     about = clean_json(
         {
             "parent": parent.model_id,
             "slope": slope,
             "intercept": intercept,
+            "design_effect": alike,
             "rows": rows,
             "patients": int(patient.max()) + 1,
             "septic_patients": len(np.unique(patient[label == 1])),
@@ -251,10 +273,13 @@ def _scored(bundle: Bundle, input: Path, threads: int) -> tuple[Floats, Ints, In
 def _cross_judged(calibrator: Calibrator, raw: Floats, label: Ints, patient: Ints) -> dict[str, Any]:
     """Calibration before, and after with each fifth of the patients judged by the line of the others."""
     after = np.empty(len(raw))
+    alike = design_effect(calibrator, raw, label, patient)
     fold = np.random.default_rng(1).permutation(int(patient.max()) + 1)[patient] % 5
     for k in range(5):
         mine = fold == k
-        after[mine] = calibrator.adjusted(*local_line(calibrator, raw[~mine], label[~mine])).apply(raw[mine])
+        after[mine] = calibrator.adjusted(*local_line(calibrator, raw[~mine], label[~mine], alike)).apply(
+            raw[mine]
+        )
     return {
         name: dict(zip(FIGURES, _calibration(label, p).tolist(), strict=True))
         for name, p in (("before", calibrator.apply(raw)), ("after", after))

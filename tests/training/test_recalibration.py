@@ -14,7 +14,7 @@ from models.bundle import Bundle
 from models.calibration import Calibrator
 from models.metrics import auroc, expit
 from training import recalibration
-from training.recalibration import adapted, local_line, recalibrate, rehearsed
+from training.recalibration import adapted, design_effect, local_line, recalibrate, rehearsed
 
 
 def hospital(stays: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -40,6 +40,14 @@ def test_few_patients_move_a_released_map_little():
     raw, label, _ = hospital(20_000, 1)
     few, many = (local_line(IDENTITY, raw[:n], label[:n]) for n in (50, 200_000))
     assert abs(few[0] - 1) < 0.5 * abs(many[0] - 1)
+
+
+def test_copies_of_a_row_say_no_more_than_the_row():
+    """Each stay the same row ten times over: ten rows are worth one. Independent rows are worth themselves."""
+    raw, label, patient = hospital(3_000, 7)
+    assert design_effect(IDENTITY, raw, label, patient) == pytest.approx(1, abs=0.1)
+    copied = [np.repeat(part[:3_000], 10) for part in (raw, label)]
+    assert design_effect(IDENTITY, *copied, patient) == pytest.approx(10, rel=0.1)
 
 
 def test_an_adapted_map_is_nearer_the_truth_and_says_how_sure_it_is():
