@@ -50,8 +50,9 @@ class FeedLimits:
     Attributes
     ----------
     silence : float
-        Probability of nothing since the newest fact at which a silent feed is one to watch; divided by the number of
-        feeds, at which it is an alarm: looked at all day, sixty feeds would else cry every third day.
+        Probability of nothing since the newest fact, by Poisson, at which a silent feed is one to watch. An alarm asks
+        for this probability divided by the number of feeds, for a rate that wanders: looked at all day, sixty feeds
+        would else cry every third day.
     least_us : int
         No silence is shorter.
     cusum : float
@@ -107,8 +108,12 @@ class Expected:
         part = np.clip(np.minimum(edges[1:], now) - np.maximum(edges[:-1], begin), 0, HOUR_US) / HOUR_US
         return np.asarray(self.mean[f] * part, np.float64)
 
+    def plain_chance_of_nothing(self, f: int, begin: int, now: int) -> float:
+        """Probability that a feed brings nothing between two instants, if its rate never wandered: Poisson."""
+        return float(np.exp(-self.between(f, begin, now).sum() / self.lump[f]))
+
     def chance_of_nothing(self, f: int, begin: int, now: int) -> float:
-        """Probability that a feed brings nothing between two instants: gamma-mixed Poisson."""
+        """The same for a rate that wanders: gamma-mixed Poisson, which asks for more evidence."""
         evidence = float(self.between(f, begin, now).sum() / self.lump[f])
         return float((1 + self.drift[f] * evidence) ** (-1 / self.drift[f]))
 
@@ -325,10 +330,8 @@ def _silences(ledger: Ledger, usual: Expected, now: int, limits: FeedLimits) -> 
     found = []
     for f, last in enumerate(ledger.last.tolist()):
         begin = max(int(last), usual.first * HOUR_US)
-        if now - begin >= limits.least_us:
-            chance = usual.chance_of_nothing(f, begin, now)
-            if chance < limits.silence:
-                found.append((f, begin, chance))
+        if now - begin >= limits.least_us and usual.plain_chance_of_nothing(f, begin, now) < limits.silence:
+            found.append((f, begin, usual.chance_of_nothing(f, begin, now)))
     return found
 
 
