@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 from zoneinfo import ZoneInfo
 
 from features.events import NAT
 from features.sources import hl7v2_grammar as grammar
 from features.sources.facts import NEVER, Fact, Merge, Moment, Person, Problem, Stay
-from features.sources.hl7v2_grammar import Segment, moment
+from features.sources.hl7v2_grammar import Marks, Segment, moment
 from features.sources.vocabulary import SiteMap, prefix
 
 REMEDIES: Final[dict[str, str]] = {
@@ -113,7 +114,7 @@ class Reading:
 
     def coded(self, segment: Segment, n: int) -> tuple[str, str, str, str]:
         """``(code, concept, unit when none is written, name)`` of a CE or CWE."""
-        candidates, name = _candidates(segment, segment.raw(n))
+        candidates, name = _candidates(segment.raw(n), segment.marks, segment.codec)
         return *self.site.code(candidates), name
 
 
@@ -159,12 +160,15 @@ def _header(segments: list[Segment], codec: str, where: ZoneInfo) -> Header:
     )
 
 
-def _candidates(segment: Segment, field_: str) -> tuple[list[str], str]:
+@lru_cache(maxsize=8_192)
+def _candidates(field_: str, marks: Marks, codec: str) -> tuple[tuple[str, ...], str]:
     """The codes of a CE or CWE as ``SYSTEM//code``, those of its alternate included, and its name.
+
+    Kept, since a sender names the same few hundred things all day and this is half of reading a result.
 
     Devices send the code of ISO/IEEE 11073 as a number and its name as text; either may stand in concepts/codes.
     """
-    part = segment.part
+    part = Segment("", marks, codec).part
     codes: list[str] = []
     for first in (1, 4):
         code, name, system = (part(field_, first + k) for k in range(3))
@@ -174,4 +178,4 @@ def _candidates(segment: Segment, field_: str) -> tuple[list[str], str]:
     name = part(field_, 2) or part(field_, 5) or part(field_, 9) or part(field_, 1)
     if not codes and name:
         codes = [f"LOCAL//{name}"]
-    return codes, name
+    return tuple(codes), name

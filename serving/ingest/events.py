@@ -479,17 +479,13 @@ def _receive_events(
 
 def _stories(connection: Connection, items: Sequence[Item]) -> Stories:
     """What the store knows of the facts that the items are about."""
-    asked: dict[str, set[str]] = {}
-    for item in items:
-        if item.identified:
-            asked.setdefault(item.encounter_id, set()).add(item.source_id)
+    named = dict.fromkeys((item.encounter_id, item.source_id) for item in items if item.identified)
     stories: Stories = {}
-    for encounter_id, sources in asked.items():
-        for r in facts.reports(connection, encounter_id, sources):
-            story = stories.setdefault((encounter_id, r.source_id), Story())
-            story.said.add(bytes(r.content_hash))
-            if r.reason is None:
-                story.tell(r.concept, r.status, r.available_time, r.dated)
+    for r in facts.reports(connection, named):
+        story = stories.setdefault((r.encounter_id, r.source_id), Story())
+        story.said.add(bytes(r.content_hash))
+        if r.reason is None:
+            story.tell(r.concept, r.status, r.available_time, r.dated)
     return stories
 
 

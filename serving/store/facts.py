@@ -24,6 +24,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    tuple_,
 )
 
 from features.events import EVENT_COLUMNS
@@ -48,6 +49,11 @@ _NEWEST_TIME = _by_encounter(events, func.max(events.c.time), events.c.reason.is
 _LATEST = select(encounters).where(
     encounters.c.seq.in_(_PICTURED_TO.with_only_columns(func.max(encounters.c.seq)))
 )
+_E = events.c
+_REPORTS = select(
+    _E.seq, _E.encounter_id, _E.source_id, _E.content_hash, _E.concept, _E.status, _E.available_time, _E.dated,
+    _E.reason,
+).where(tuple_(_E.encounter_id, _E.source_id).in_(bindparam("named", expanding=True)))  # fmt: skip
 
 
 def chunks(values: Iterable[Any]) -> Iterable[list[Any]]:
@@ -143,15 +149,11 @@ def add_events(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[b
     return fresh
 
 
-def reports(connection: Connection, encounter_id: str, sources: Iterable[str]) -> list[Row[Any]]:
-    """What was told of some facts of an encounter, named by ``source_id``, in the order received."""
-    e = events.c
+def reports(connection: Connection, named: Iterable[tuple[str, str]]) -> list[Row[Any]]:
+    """What was told of some facts, named by encounter and ``source_id``, in the order received."""
     found: list[Row[Any]] = []
-    for some in chunks(sources):
-        query = select(
-            e.seq, e.source_id, e.content_hash, e.concept, e.status, e.available_time, e.dated, e.reason
-        ).where(e.encounter_id == encounter_id, e.source_id.in_(some))  # fmt: skip
-        found.extend(connection.execute(query))
+    for some in chunks(named):
+        found.extend(connection.execute(_REPORTS, {"named": some}))
     return sorted(found, key=lambda row: int(row.seq))
 
 
