@@ -16,6 +16,7 @@ from features.errors import WardcastError
 from serving import api, bulk
 from serving.answers import Refusal
 from serving.feeds import fhir as fhir_in
+from serving.feeds.watch import Watch, look
 from serving.guard import Guard
 from serving.interop import cds_hooks, fhir
 from serving.interop.contract import CDS_REQUESTS
@@ -26,7 +27,7 @@ from serving.reports.routes import router as reports
 from serving.rounds import catch_up
 from serving.schemas import REQUESTS, explain_errors
 from serving.settings import Settings
-from serving.state import Wardcast, of
+from serving.state import Wardcast, of, wall_us
 
 VERSION = "0.1.0"
 logger = logging.getLogger("wardcast")
@@ -45,8 +46,23 @@ def alive() -> dict[str, str]:
 def ready(request: Request) -> JSONResponse:
     """200 where the store answers and a model is loaded; else 503 and the reason codes."""
     problems = readiness(of(request))
-    status = {"status": "not_ready" if problems else "ready", "problems": problems}
+    status: dict[str, Any] = {"status": "not_ready" if problems else "ready", "problems": problems}
+    watched = _watch(of(request))
+    if watched is not None:
+        # Scores are given all the same, so no balancer should turn callers away: told, and not refused.
+        status |= {"degraded": watched.problems, "mllp": watched.answer()}
     return JSONResponse(status, status_code=503 if problems else 200)
+
+
+def _watch(state: Wardcast) -> Watch | None:
+    """How HL7 v2 comes in; None where it does not, or the store cannot be asked."""
+    if state.messages is None:
+        return None
+    try:
+        return look(state.settings, state.store, state.messages, wall_us())
+    except Exception as error:
+        logger.error("mllp problem=not_watched kind=%s", type(error).__name__)
+        return None
 
 
 def readiness(state: Wardcast) -> list[str]:
@@ -67,6 +83,8 @@ def metrics(request: Request) -> Response:
     """Counts and times. No label holds an identity."""
     state = of(request)
     text = state.metrics.exposition(state.settings.var / "monitor")
+    watched = _watch(state)
+    text += watched.exposition() if watched is not None else b""
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

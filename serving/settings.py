@@ -57,6 +57,8 @@ class Settings:
         Where HL7 v2 messages are taken over MLLP; nowhere without a port.
     mllp_max_bytes : int
         What one message may hold.
+    mllp_keep_days : int
+        How long messages are kept after they were read; for ever where 0.
     mllp_senders : tuple of str
         Who may send: addresses, networks, MSH-3 or MSH-3@MSH-4; anyone where empty.
     site_map : Path or None
@@ -99,6 +101,7 @@ class Settings:
     mllp_host: str = "127.0.0.1"
     mllp_port: int | None = None
     mllp_max_bytes: int = 20 * 1024 * 1024
+    mllp_keep_days: int = 0
     mllp_senders: tuple[str, ...] = ()
     site_map: Path | None = None
     public_url: str = ""
@@ -162,6 +165,7 @@ class Settings:
             mllp_host=_address(read.get("MLLP_HOST", "127.0.0.1"), "MLLP_HOST"),
             mllp_port=_number(read, "MLLP_PORT", 0, 0, 65_535) if "MLLP_PORT" in read else None,
             mllp_max_bytes=_number(read, "MLLP_MAX_BYTES", 20 * 1024 * 1024, 1024, 64 << 20),
+            mllp_keep_days=_number(read, "MLLP_KEEP_DAYS", 0, 0, 36_525),
             mllp_senders=_list(read.get("MLLP_SENDERS", "")),
             site_map=_path(read, "SITE_MAP"),
             public_url=_public_url(read.get("PUBLIC_URL", "")),
@@ -228,6 +232,7 @@ class Settings:
             "MLLP_HOST": self.mllp_host,
             "MLLP_PORT": self.mllp_port,
             "MLLP_MAX_BYTES": self.mllp_max_bytes,
+            "MLLP_KEEP_DAYS": self.mllp_keep_days,
             "MLLP_SENDERS": ",".join(self.mllp_senders) or None,
             "SITE_MAP": self.site_map,
             "PUBLIC_URL": self.public_url or None,
@@ -300,7 +305,9 @@ def _list(text: str) -> tuple[str, ...]:
 def _clock_times(text: str) -> tuple[str, ...]:
     times = _list(text)
     if not all(re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", t) for t in times):
-        raise ConfigError("WARDCAST_HUDDLES must be clock times, with commas between, for example 08:00,16:00.")
+        raise ConfigError(
+            "WARDCAST_HUDDLES must be clock times, with commas between, for example 08:00,16:00."
+        )
     return tuple(sorted(set(times)))
 
 

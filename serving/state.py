@@ -29,6 +29,7 @@ from serving.security.clients import CdsClients, spend
 from serving.security.identity import Caller, Credentials
 from serving.settings import Settings
 from serving.store import audit, log
+from serving.store.messages import MessageLog
 from serving.store.store import Store
 from serving.store.tables import replay_clock
 
@@ -42,6 +43,7 @@ class Wardcast:
     ----------
     settings : Settings
     store : Store
+    messages : MessageLog or None
     bundles : dict of product to Bundle
         What could be loaded; ``problems`` has the reason code of what could not.
     templates : jinja2.Environment
@@ -55,6 +57,7 @@ class Wardcast:
         self.cds = CdsClients.of(settings)
         self.alerting = Alerting.of(settings)
         self.store = Store.open(settings.store_url, settings.store_key or None, settings.site)
+        self.messages = self._message_log()
         self.metrics = Metrics()
         self.notices = Notices(settings.var / "monitor")
         self.templates: Environment = environment(settings.timezone)
@@ -62,6 +65,12 @@ class Wardcast:
         self.problems: dict[str, str] = {}
         self._scorer: Scorer | None = None
         self._load_sepsis()
+
+    def _message_log(self) -> MessageLog | None:
+        """The log of HL7 v2 messages, to look at; None where no port takes any."""
+        if self.settings.mllp_port is None:
+            return None
+        return MessageLog.open(self.settings.store_url, self.settings.store_key or None)
 
     def _load_sepsis(self) -> None:
         try:

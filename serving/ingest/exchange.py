@@ -57,12 +57,14 @@ class Outcome:
     lost : reasons of what found none, or could not be read, with their count
     notes : what had to be assumed
     encounters : those it was about
+    homeless : patients of whom it told something at a time when no visit of theirs is known
     """
 
     verdicts: list[Verdict] = field(default_factory=list)
     lost: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     encounters: set[str] = field(default_factory=set)
+    homeless: set[str] = field(default_factory=set)
 
     @property
     def problems(self) -> Counter[str]:
@@ -128,6 +130,7 @@ class _Run:
         self.same: dict[str, dict[str, str]] = {"subject": {}, "encounter": {}}
         self.affected: set[str] = set()
         self.pictures: dict[str, dict[str, Any]] = {}
+        self.visits: dict[str, dict[str, None]] = {}
         self.told: dict[str, dict[str, Any]] = {}
         self.kinds: dict[str, str] = {}
         self.people: dict[str, tuple[int | None, str | None]] = {}
@@ -204,6 +207,8 @@ class _Run:
         visits = {self._id("encounter", v) for v in visits}
         self.pictures = people.encounters_of(self.connection, subjects) | _latest(self.connection, visits)
         subjects |= {about["subject_id"] for about in self.pictures.values()}
+        for who, about in self.pictures.items():
+            self.visits.setdefault(about["subject_id"], {})[who] = None
         self.people = people.read_persons(self.connection, subjects)
 
     def _id(self, kind: str, name: str) -> str:
@@ -221,8 +226,8 @@ class _Run:
         people.add_persons(self.connection, fresh, self.now)
         for stay in one.stays:
             self._stay(k, stay)
-        for who, about in self.pictures.items():
-            if about["subject_id"] in fresh:
+        for subject in fresh:
+            for who in self._visits(subject):
                 self._personal(who)
 
     def _stay(self, k: int, stay: Stay) -> None:
@@ -251,6 +256,7 @@ class _Run:
         """Begin to know an encounter, or whose it is."""
         if self.pictures.get(who, {}).get("subject_id") != subject:
             self.pictures.setdefault(who, {})["subject_id"] = subject
+            self.visits.setdefault(subject, {})[who] = None
             self.told.setdefault(who, {})["subject_id"] = subject
 
     def _tell(self, k: int, who: str, news: Mapping[str, Any]) -> None:
@@ -278,6 +284,7 @@ class _Run:
         who = self._home(fact)
         if not who:
             self.outcomes[k].lost["no_encounter" if fact.subject_id else "no_subject"] += 1
+            self.outcomes[k].homeless |= {self._id("subject", fact.subject_id)} - {""}
             return None
         subject, known = self._id("subject", fact.subject_id), self.pictures.get(who, {}).get("subject_id")
         if known and subject and known not in (subject, who):
@@ -296,11 +303,16 @@ class _Run:
             return self._id("encounter", fact.encounter_id)
         subject = self._id("subject", fact.subject_id)
         inside = [
-            (_begun(about), who)
-            for who, about in self.pictures.items()
-            if about["subject_id"] == subject and _contains(about, fact.time)
+            (_begun(self.pictures[who]), who)
+            for who in self._visits(subject)
+            if _contains(self.pictures[who], fact.time)
         ]
         return max(inside)[1] if inside and subject else ""
+
+    def _visits(self, subject: str) -> list[str]:
+        """The encounters that are a patient's now."""
+        every = self.visits.get(subject, ())
+        return [who for who in every if self.pictures[who]["subject_id"] == subject]
 
     def _aimed(self, who: str, fact: Fact) -> Fact:
         """A cancelled transfer that does not say which: it is the latest of its visit."""

@@ -29,7 +29,7 @@ from serving.interop.resources import (
 from serving.rounds import STORED
 from serving.rounds import standing as stands_now
 from serving.state import Wardcast, of
-from serving.store import facts, log
+from serving.store import facts, log, people
 
 MEDIA: Final = "application/fhir+json"
 FHIR_VERSION: Final = "4.0.1"
@@ -52,7 +52,10 @@ class FhirJson(JSONResponse):
     media_type = MEDIA
 
 
-router = APIRouter(prefix="/fhir", tags=["FHIR"], default_response_class=FhirJson)
+REFUSED: Final[dict[int | str, dict[str, Any]]] = {
+    422: {"description": "Not a search that is offered; an OperationOutcome.", "content": {MEDIA: {}}}
+}
+router = APIRouter(prefix="/fhir", tags=["FHIR"], default_response_class=FhirJson, responses=REFUSED)
 
 Encounter = Annotated[
     str | None,
@@ -114,8 +117,9 @@ def flags(request: Request, encounter: Encounter = None) -> JSONResponse:
     if who is None:
         raise NOTHING_ASKED
     with state.store.read() as connection:
+        who, named = _same(connection, who)
         known = facts.latest(connection, [who]).get(who)
-        rows = log.read_alerts(connection, None, None, [who])
+        rows = log.read_alerts(connection, None, None, named)
     alerts = [dict(zip(log.ALERT_COLUMNS, row, strict=True)) for row in reversed(rows)]
     found = [flag(alert, str(known["subject_id"])) for alert in alerts] if known else []
     state.audit(request, "read Flag", [who], outcome="done" if known else "not_found")
@@ -144,11 +148,14 @@ def _predictions(
     state, who = of(request), _encounter_id(encounter)
     if who is None and identity is None:
         raise NOTHING_ASKED
+    named = None
     if who is not None:
+        with state.store.read() as connection:
+            who, named = _same(connection, who)
         _bring_up_to_date(state, who)
     status = SCORED if scored_only else None
     with state.store.read() as connection:
-        total, rows = log.found_predictions(connection, who, identity, STORED, status, count, offset)
+        total, rows = log.found_predictions(connection, named, identity, STORED, status, count, offset)
         judged = _judge(connection, rows, state)
         known = who is None or bool(facts.latest(connection, [who]))
     resources = [write(row, judged[row["prediction_id"]]) for row in rows]
@@ -165,6 +172,12 @@ def _encounter_id(encounter: str | None) -> str | None:
     return encounter.removeprefix("Encounter/") or None if encounter else None
 
 
+def _same(connection: Connection, encounter_id: str) -> tuple[str, list[str]]:
+    """The name under which an encounter lives on after merges, and all the names that it has had."""
+    lives = people.surviving(connection, "encounter", [encounter_id]).get(encounter_id, encounter_id)
+    return lives, sorted(people.merged_into(connection, "encounter", [lives]))
+
+
 def _bring_up_to_date(state: Wardcast, encounter_id: str) -> None:
     """Let the newest prediction be one of now, where the patient is here and there is a model."""
     if "sepsis" in state.problems:
@@ -177,12 +190,10 @@ def _bring_up_to_date(state: Wardcast, encounter_id: str) -> None:
 
 
 def _judge(connection: Connection, rows: Sequence[Mapping[str, Any]], state: Wardcast) -> dict[str, Standing]:
-    """What became of some predictions of one encounter."""
-    if not rows:
-        return {}
+    """What became of some predictions, by what is known of their encounters now."""
     concepts = None if "sepsis" in state.problems else state.scorer.bundle.spec.features.concepts
-    told = facts.told(connection, str(rows[0]["encounter_id"]), concepts)
-    return {row["prediction_id"]: standing(row, told) for row in rows}
+    told = {who: facts.told(connection, who, concepts) for who in {str(row["encounter_id"]) for row in rows}}
+    return {row["prediction_id"]: standing(row, told[str(row["encounter_id"])]) for row in rows}
 
 
 def _page(

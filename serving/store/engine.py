@@ -17,7 +17,7 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, inspect, select
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from features.errors import ConfigError, DataError
@@ -153,6 +153,13 @@ def _explain(error: DatabaseError) -> ConfigError | None:
             "(WARDCAST_STORE_KEY_FILE, by default var/key)."
         )
     return postgres.explain(error)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a failure lies with the store (full, locked, read-only, away) rather than with what was to be done."""
+    return isinstance(error, OperationalError | OSError) or (
+        isinstance(error, DBAPIError) and not isinstance(error, IntegrityError)
+    )
 
 
 def _lay_out(database: Database) -> None:

@@ -106,17 +106,20 @@ def newest_prediction(connection: Connection, encounter_id: str, road: str) -> d
 
 def found_predictions(
     connection: Connection,
-    encounter_id: str | None,
+    encounter_ids: Sequence[str] | None,
     prediction_id: str | None,
     road: str,
     status: str | None,
     count: int,
     offset: int,
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Predictions of an encounter, or the one of an identity, newest first: how many, and a page of them."""
+    """Predictions of an encounter under any of its names, or the one of an identity, newest first.
+
+    Returns how many, and a page of them.
+    """
     p = predictions.c
     wanted = [p.road == road]
-    wanted += [] if encounter_id is None else [p.encounter_id == encounter_id]
+    wanted += [] if encounter_ids is None else [p.encounter_id.in_(encounter_ids)]
     wanted += [] if prediction_id is None else [p.prediction_id == prediction_id]
     wanted += [] if status is None else [p.status == status]
     total = connection.execute(select(func.count()).select_from(predictions).where(*wanted)).scalar_one()

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
 from serving.store.engine import Database, open_database
 from serving.store.facts import chunks
-from serving.store.tables import messages, outcomes
+from serving.store.tables import messages, orphans, outcomes
 
 BATCH_BYTES: Final = 32 << 20
 """Bytes of messages read from the log at one time, the first message apart."""
 TAKEN: Final = ("AA", "CA")
+PRUNED_AT_ONCE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,24 @@ class Logged:
     seq: int
     body: bytes
     conflict: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How the log stands; times in microseconds.
+
+    Attributes
+    ----------
+    kept : messages that ever came, refused ones included
+    newest : when the last one came; None where none ever did
+    waiting : messages not read into the store yet, at most; among them some that were refused
+    oldest : when the first of those came
+    """
+
+    kept: int
+    newest: int | None
+    waiting: int
+    oldest: int | None
 
 
 Identity = tuple[str, str, str]
@@ -120,13 +139,41 @@ class MessageLog:
                 if wanted and total > BATCH_BYTES:
                     break
                 wanted.append(seq)
-            found: list[Logged] = []
-            for some in chunks(wanted):
-                query = select(m.seq, m.body, m.conflict).where(m.seq.in_(some)).order_by(m.seq)
-                found += [
-                    Logged(seq, bytes(body), conflict) for seq, body, conflict in connection.execute(query)
-                ]
-            return found
+            return _bodies(connection, wanted)
+
+    def these(self, seqs: Iterable[int]) -> list[Logged]:
+        """Some messages, in the order they came."""
+        with self._database.read() as connection:
+            return _bodies(connection, sorted(seqs))
+
+    def backlog(self, after: int) -> Backlog:
+        """How the log stands for one who has read up to a place; takes the same time however long it is."""
+        m = messages.c
+        with self._database.read() as connection:
+            last = connection.execute(select(m.seq, m.received_time).order_by(m.seq.desc()).limit(1)).first()
+            waits = select(m.seq, m.received_time).where(m.seq > after, m.answer.in_(TAKEN))
+            first = connection.execute(waits.order_by(m.seq).limit(1)).first()
+        kept, newest = (int(last[0]), int(last[1])) if last else (0, None)
+        if first is None:
+            return Backlog(kept, newest, 0, None)
+        return Backlog(kept, newest, kept - int(first[0]) + 1, int(first[1]))
+
+    def prune(self, before: int, up_to: int, wanted: Iterable[int] = ()) -> int:
+        """Empty some messages that came ``before`` (microseconds) and were read; returns how many.
+
+        What is left of one is its identity and its hash, so that it is known when it is sent again. Messages after
+        the place ``up_to``, and those that are ``wanted`` still, stay whole.
+        """
+        m, kept = messages.c, set(wanted)
+        done = or_(m.seq <= up_to, m.answer.not_in(TAKEN))
+        query = select(m.seq).where(m.received_time < before, done, func.length(m.body) > 0).order_by(m.seq)
+        with self._database.read() as connection:
+            found = connection.execute(query.limit(PRUNED_AT_ONCE + len(kept))).scalars()
+            old = [seq for seq in found if seq not in kept][:PRUNED_AT_ONCE]
+        for some in chunks(old):
+            with self._database.write() as connection:
+                connection.execute(update(messages).where(m.seq.in_(some)).values(body=b""))
+        return len(old)
 
     def find(self, application: str, facility: str, control_id: str) -> list[dict[str, Any]]:
         """Everything that came under one identity, oldest first."""
@@ -154,6 +201,15 @@ def log_url(url: str) -> str:
         return url
     path = Path(url.removeprefix("sqlite:///"))
     return f"sqlite:///{path.with_name(f'{path.stem}-messages{path.suffix}')}"
+
+
+def _bodies(connection: Connection, seqs: Iterable[int]) -> list[Logged]:
+    m = messages.c
+    found: list[Logged] = []
+    for some in chunks(seqs):
+        query = select(m.seq, m.body, m.conflict).where(m.seq.in_(some)).order_by(m.seq)
+        found += [Logged(seq, bytes(body), conflict) for seq, body, conflict in connection.execute(query)]
+    return found
 
 
 def _known(connection: Connection, arrivals: Sequence[Arrival]) -> dict[Identity, Bodies]:
@@ -236,3 +292,34 @@ def outcomes_of(connection: Connection, seqs: Iterable[int]) -> dict[int, tuple[
         query = select(o.message_seq, o.status, o.problems).where(o.message_seq.in_(some))
         found |= {int(seq): (status, problems) for seq, status, problems in connection.execute(query)}
     return found
+
+
+def add_orphans(connection: Connection, rows: Iterable[tuple[int, str]]) -> None:
+    """Note that messages told of patients whose visit nobody knew, in the transaction of their outcome."""
+    told = [{"message_seq": seq, "subject_id": who} for seq, who in dict.fromkeys(rows)]
+    if told:
+        connection.execute(insert(orphans), told)
+
+
+def has_orphans(connection: Connection) -> bool:
+    """Whether any message waits for a visit."""
+    return connection.execute(select(orphans.c.message_seq).limit(1)).first() is not None
+
+
+def orphans_of(connection: Connection, subjects: Iterable[str] | None = None) -> list[int]:
+    """The messages that wait for a visit of some patients, or of any, in the order they came."""
+    if subjects is None:
+        return sorted(set(connection.execute(select(orphans.c.message_seq)).scalars()))
+    found: set[int] = set()
+    for some in chunks(subjects):
+        query = select(orphans.c.message_seq).where(orphans.c.subject_id.in_(some))
+        found |= set(connection.execute(query).scalars())
+    return sorted(found)
+
+
+def settle_orphan(connection: Connection, seq: int, left: Iterable[str], status: str, problems: str) -> None:
+    """Say what became of a message that was read again, and of whom it still waits."""
+    connection.execute(delete(orphans).where(orphans.c.message_seq == seq))
+    add_orphans(connection, [(seq, who) for who in left])
+    became = update(outcomes).where(outcomes.c.message_seq == seq)
+    connection.execute(became.values(status=status, problems=problems))

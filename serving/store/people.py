@@ -49,6 +49,19 @@ def surviving(connection: Connection, kind: str, names: Iterable[str]) -> dict[s
     return {name: _last(found, name) for name in found}
 
 
+def merged_into(connection: Connection, kind: str, names: Iterable[str]) -> set[str]:
+    """Every identity that lives on as one of some, these themselves included."""
+    found, asked = set(names), set(names)
+    while asked:
+        step: set[str] = set()
+        for some in chunks(asked):
+            query = select(merges.c.prior).where(merges.c.kind == kind, merges.c.surviving.in_(some))
+            step |= set(connection.execute(query).scalars())
+        asked = step - found
+        found |= step
+    return found
+
+
 def _last(found: Mapping[str, str], name: str) -> str:
     seen = {name}
     while name in found and found[name] not in seen:

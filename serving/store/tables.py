@@ -23,7 +23,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 Micros = BigInteger
 Sequence = BigInteger().with_variant(Integer, "sqlite")
@@ -354,4 +354,13 @@ outcomes = Table(
     Column("kind", String, nullable=False),
     Column("status", String, nullable=False),
     Column("problems", Text, nullable=False),
+)
+
+# Messages that told of a patient whose visit was not known yet: read again once it is. One row a message and patient.
+orphans = Table(
+    "message_orphans",
+    metadata,
+    Column("message_seq", Sequence, primary_key=True, autoincrement=False),
+    Column("subject_id", String, primary_key=True),
+    Index("message_orphans_of", "subject_id"),
 )

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from features.errors import ConfigError
 from features.sources import hl7v2_grammar as grammar
@@ -29,7 +34,7 @@ from serving.feeds.applier import Applier
 from serving.ingest import acks, mllp, report
 from serving.ingest.mllp import Framer, Listener
 from serving.settings import Settings
-from serving.store import facts, people
+from serving.store import facts, messages, people
 from serving.store.messages import Arrival, MessageLog, outcomes_of
 
 NINE = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
@@ -364,6 +369,41 @@ def test_anywhere_but_on_loopback_it_needs_tls(tmp_path: Path):
         station.listen(Settings.from_env({"WARDCAST_VAR": str(tmp_path)}))
 
 
+def test_tls_with_the_certificate_of_the_site_and_nothing_in_the_clear(log: MessageLog, tmp_path: Path):
+    cert, key = certificate(tmp_path)
+    trusting = ssl.create_default_context(cafile=str(cert))
+    with listening(log, tls_cert=cert, tls_key=key) as port:
+        with calling(port) as plain, trusting.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+            sock.sendall(frame(results("1", 1)))
+            assert codes(replies(sock, 1)) == [("AA", "1")]
+        with calling(port) as plain, suppress(ConnectionError):
+            plain.sendall(frame(results("2", 1)))
+            assert VT not in plain.recv(4096)
+        with calling(port) as plain, pytest.raises(ssl.SSLCertVerificationError):
+            ssl.create_default_context().wrap_socket(plain, server_hostname="127.0.0.1")
+    assert [m.body for m in log.pending(0, 10)] == [results("1", 1)]
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for loopback that signs itself, and its key, as PEM files."""
+    private, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "wardcast")])
+    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(private.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1)).add_extension(here, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(private, hashes.SHA256())
+    )  # fmt: skip
+    cert, key = folder / "mllp.crt", folder / "mllp.key"
+    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption(),
+    ))  # fmt: skip
+    return cert, key
+
+
 # ---- durability ------------------------------------------------------------------------------------------------
 
 ALONE = """
@@ -592,6 +632,82 @@ def test_merged_visits_bring_their_facts_along(ward: Ward):
     ward.take(mrg, results("R2", 3, visit=pv1("V2")))
     assert ward.encounter("V2")["discharge_time"] is not None
     assert len(ward.values("heart_rate", "V1")) == 2
+
+
+def test_every_name_of_merged_visits_finds_all_that_was_said_of_them_in_fhir(ward: Ward):
+    ward.take(admit("A2", visit="V2"), results("R1", 1, visit=pv1("V2")))
+    mrg = message("ADT^A42", "G1", "EVN|A42", pid(), "PV1|1|I|ICU" + "|" * 16 + "V1", "MRG|P1^^^NORTH^MR||||V2",
+                  at=NINE + timedelta(hours=2))  # fmt: skip
+    ward.take(mrg, results("R2", 3))
+
+    def found(who: str) -> list[str]:
+        said = ward.service.get("/fhir/RiskAssessment", encounter=f"Encounter/{who}").json()
+        return [entry["resource"]["id"] for entry in said["entry"]]
+
+    assert found("V1") == found("V2")
+    with ward.state.store.read() as connection:
+        under = {row[0] for row in connection.exec_driver_sql("select encounter_id from predictions")}
+    assert under == {"V1", "V2"}
+
+
+@pytest.mark.both_stores
+def test_results_that_came_before_the_admission_are_used_once_it_comes(ward: Ward):
+    no_visit = "PV1|1|I|ICU"
+    early = [results(f"R{h}", h, visit=no_visit) for h in (1, 2)]
+    ward.take(*early, results("R3", 1, order="O7", person=pid("P7"), visit=no_visit))
+    assert [status for status, _ in ward.problems()] == ["unused"] * 3
+    ward.take(admit(at=NINE + timedelta(hours=3)))
+    assert ward.values("heart_rate") == [96, 96]
+    # Received after the admission, so it was not known to us before.
+    assert ward.values("heart_rate", at=NINE + timedelta(hours=1.5)) == []
+    assert ward.risk()["status"] == "scored"
+    assert [status for status, _ in ward.problems()] == ["used", "used", "unused", "used"]
+    # The other patient's result still waits; a merge tells us who it was.
+    mrg = message(
+        "ADT^A40^ADT_A39", "G1", "EVN|A40", pid("P1"), "MRG|P7^^^NORTH^MR", at=NINE + timedelta(hours=4)
+    )
+    ward.take(mrg, results("R4", 4))
+    assert len(ward.values("heart_rate")) == 4
+    with ward.state.store.read() as connection:
+        assert not messages.has_orphans(connection)
+
+
+@pytest.mark.both_stores
+def test_old_messages_that_were_read_are_emptied_and_still_known(make_service: Callable[..., Any]):
+    ward = Ward(make_service(MLLP_KEEP_DAYS="30"))
+    late = results("R2", 2, person=pid("P7"), visit="PV1|1|I|ICU")
+    ward.take(admit(), results("R1", 1), late)
+    ward.log.add([acks.read(results("R9", 3)).arrival], hours(0))  # not read yet
+    assert ward.applier.prune(hours(24 * 29)) == 0
+    assert ward.applier.prune(hours(24 * 31)) == 2
+    kept = [m.body for m in ward.log.pending(0, 10)]
+    assert kept == [b"", b"", late, results("R9", 3)]
+    assert ward.log.add([acks.read(results("R1", 1)).arrival], hours(1))[0].repeated
+    ward.applier.drain()
+    assert len(ward.values("heart_rate")) == 2
+    ward.log.close()
+
+
+@pytest.mark.both_stores
+def test_readiness_and_metrics_say_how_messages_come_in(ward: Ward, make_service: Callable[..., Any]):
+    with listening(ward.log) as port:
+        watching = make_service(MLLP_PORT=str(port))
+        ward.take(admit())
+        ward.log.add([acks.read(results("R1", 1)).arrival], int(time.time() * 1e6) - 90_000_000)
+        said = watching.client.get("/readyz").json()
+        assert (said["status"], said["degraded"]) == ("ready", ["mllp_behind"])
+        assert {k: said["mllp"][k] for k in ("listening", "messages", "waiting")} == {
+            "listening": True, "messages": 2, "waiting": 1,
+        }  # fmt: skip
+        assert said["mllp"]["oldest_waiting_s"] == pytest.approx(90, abs=20)
+        ward.applier.drain()
+        text = watching.get("/metrics").text
+        assert "wardcast_mllp_up 1.0" in text
+        assert "wardcast_mllp_waiting 0.0" in text
+    answer = watching.client.get("/readyz")
+    assert (answer.status_code, answer.json()["degraded"]) == (200, ["mllp_down"])
+    assert sum(n for *_, n, _, _ in ward.log.counts()) == 2  # looking leaves no message behind
+    watching.state.messages.close()
 
 
 def test_a_visit_of_another_patient_is_not_written_into(ward: Ward):
