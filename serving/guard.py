@@ -26,6 +26,7 @@ from serving.security.clients import spend
 from serving.security.identity import CDS, Caller, Token, session_caller
 from serving.state import Wardcast, wall_us
 from serving.store import audit
+from serving.store.engine import is_passing
 
 logger = logging.getLogger("wardcast.access")
 
@@ -34,6 +35,13 @@ OPEN: Final = frozenset({"/healthz", "/livez", "/readyz", "/sign-in", CDS, "/fhi
 QUIET: Final = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 COOKIE: Final = "wardcast_session"
+FAILED: Final = Refusal(
+    500, "internal_error", "The service failed at this.", "Report the request_id to its keeper."
+)
+STORE_AWAY: Final = Refusal(
+    503, "store_unavailable", "The store cannot be read or written just now, and nothing of this was kept.",
+    "Send it again later. Its keeper sees to the disk: full, read-only, or locked by another program.",
+)  # fmt: skip
 
 
 class Guard:
@@ -93,9 +101,7 @@ class Guard:
             logger.error("failed kind=%s at=%s", type(error).__name__, _place(error))
             if answered:
                 raise
-            wrong = Refusal(
-                500, "internal_error", "The service failed at this.", "Report the request_id to its keeper."
-            )
+            wrong = STORE_AWAY if is_passing(error) else FAILED
             await wrong.answer()(scope, receive, watch)
 
     def _identify(self, scope: Scope) -> Caller | None:
