@@ -44,6 +44,8 @@ REMEDIES: Final = {
     "nothing_new": "this was told before; nothing to do.",
     "merge_incomplete": "link.other leads nowhere. Send the reference.",
 }
+DIED_AWAY: Final = "the patient died outside any encounter that is known. Nothing to do."
+BODY: Final = {"type": "object", "required": ["resourceType"], "properties": {"resourceType": {"type": "string"}}}
 FIRST: Final = {"Patient": 0, "Encounter": 1}
 EXAMPLE: Final = {
     "resourceType": "Observation", "status": "final", "subject": {"reference": "Patient/p1"},
@@ -74,12 +76,13 @@ async def _body(request: Request) -> bytes:
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/fhir+json": {"schema": {"type": "object"}, "example": EXAMPLE}},
+            "content": {"application/fhir+json": {"schema": BODY, "example": EXAMPLE}},
         }
     },
     responses={
-        201: {"description": "A single resource was taken; an OperationOutcome."},
-        **{code: {"description": text} for code, text in {
+        **{code: {"description": text, "content": {"application/fhir+json": {}}} for code, text in {
+            200: "What became of each entry, or of a resource that was known; a Bundle or an OperationOutcome.",
+            201: "A single resource was taken; an OperationOutcome.",
             400: "Not FHIR; an OperationOutcome.", 413: "Too large.", 415: "Not JSON.",
             422: "Refused, all of it where it is a transaction; an OperationOutcome.",
         }.items()},
@@ -219,6 +222,11 @@ def _judged(entry: Entry, outcome: Outcome) -> tuple[int, list[Json]]:
         issues.append(issue(severity, kind, problem.remedy, _at(entry, problem.field)))
     read_problems = {p.reason for p in entry.said.problems}
     for reason in outcome.lost.keys() - read_problems:
+        if (
+            reason == "no_encounter" and entry.kind == "Patient"
+        ):  # who died years after the last visit is no mistake
+            issues.append(issue("information", "informational", DIED_AWAY, _at(entry, "deceased")))
+            continue
         issues.append(issue("error", KINDS.get(reason, "invalid"), REMEDIES.get(reason, reason), entry.place))
     issues += [one for verdict in outcome.verdicts for one in _verdict(entry, verdict)]
     taken = any(v.verdict in ("accepted", "duplicate") for v in outcome.verdicts)

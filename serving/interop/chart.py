@@ -129,15 +129,21 @@ def _read(url: str, token: str, kind: str) -> Resource:
     return dict(resource)
 
 
-def names(resource: Resource | None, system: str | None) -> list[str]:
-    """The values of a resource's identifiers; of one system only where the site says which."""
+def names(resource: Resource | None, system: str | None, authority: str | None = None) -> list[str]:
+    """The values of a resource's identifiers; of one system only where the site says which.
+
+    Each also as ``value@authority``, as HL7 v2 messages name it, where the authority that assigned it is known.
+    """
     listed = (resource or {}).get("identifier")
-    return [
-        given["value"]
-        for given in (listed if isinstance(listed, list) else [])
-        if isinstance(given, dict) and isinstance(given.get("value"), str)
-        if system is None or given.get("system") == system
-    ]
+    found: list[str] = []
+    for given in listed if isinstance(listed, list) else []:
+        if not isinstance(given, dict) or not isinstance(given.get("value"), str):
+            continue
+        if system is None or given.get("system") == system:
+            assigner = given.get("assigner")
+            own = assigner.get("display") if isinstance(assigner, dict) else None
+            found += [given["value"], *(f"{given['value']}@{one}" for one in (authority, own) if one)]
+    return found
 
 
 def find(
@@ -155,12 +161,13 @@ def find(
     encounter of the patient.
     """
     context = asked.context
-    said = {*names(seen.get("patient"), client.patient_system if client else None), context.patientId}
+    system, authority = (client.patient_system, client.patient_authority) if client else (None, None)
+    said = {*names(seen.get("patient"), system, authority), context.patientId}
     patients = {*said, *people.surviving(connection, "subject", said).values()}
     if context.encounterId is None:
         return _of_patient(facts.of_subjects(connection, patients), scorer, now)
-    system = client.encounter_system if client else None
-    visits = {*names(seen.get("encounter"), system), context.encounterId}
+    system, authority = (client.encounter_system, client.encounter_authority) if client else (None, None)
+    visits = {*names(seen.get("encounter"), system, authority), context.encounterId}
     same = people.surviving(connection, "encounter", visits)
     known = facts.latest(connection, {same.get(visit, visit) for visit in visits})
     right = [e for e in known.values() if e["subject_id"] in {*patients, e["encounter_id"]}]

@@ -83,6 +83,10 @@ class ClientEntry(_Entry):
     max_lifetime_s: Annotated[int, Field(ge=30, le=86_400)] = 900
     encounter_system: str | None = None
     patient_system: str | None = None
+    encounter_authority: str | None = Field(
+        None, description="PV1-19.4 of HL7 v2 messages: a visit that came over MLLP is known as number@authority."
+    )
+    patient_authority: str | None = Field(None, description="PID-3.4, likewise.")
 
 
 class CardsEntry(_Entry):
