@@ -18,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     WithJsonSchema,
     model_validator,
 )
@@ -62,6 +63,16 @@ Blank = BeforeValidator(lambda value: None if value == "" else value)
 """Feeds say nothing in two ways: null and empty text."""
 
 
+SometimesText = Annotated[
+    ShortText | None,
+    Blank,
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "maxLength": 128, "pattern": r"^[^\x00-\x1f\x7f]*$"}, {"type": "null"}]}
+    ),
+]
+"""A text that feeds may leave empty."""
+
+
 class Contract(BaseModel):
     """What every request has in common."""
 
@@ -80,15 +91,15 @@ class EncounterIn(Contract):
     encounter_class: Annotated[Literal["ed", "ward", "icu"] | None, Blank] = Field(
         None, description="Where the patient is now."
     )
-    unit: Annotated[ShortText | None, Blank] = None
-    specialty: Annotated[ShortText | None, Blank] = None
+    unit: SometimesText = None
+    specialty: SometimesText = None
     age_years: Annotated[float, Field(ge=0, le=130)] | None = None
     sex: Annotated[Literal["male", "female"] | None, Blank] = None
     icu_type: Annotated[Literal["medical", "surgical"] | None, Blank] = None
     hospital_admission_time: Instant | None = None
     icu_admission_time: Instant | None = None
     arrival_time: Instant | None = None
-    arrival_mode: Annotated[ShortText | None, Blank] = None
+    arrival_mode: SometimesText = None
     decision_time: Instant | None = Field(None, description="Decision to admit.")
     admission_time: Instant | None = Field(None, description="Reached a bed.")
     discharge_time: Instant | None = Field(None, description="Left the hospital.")
@@ -173,7 +184,7 @@ class ScoreRequest(Contract):
     encounter: EncounterIn
     events: list[EventBody]
     prediction_time: Instant | None = Field(None, description="Now where left out. Nothing later is read.")
-    explain: Literal["auto", True, False] = Field(
+    explain: StrictBool | Literal["auto"] = Field(
         "auto", description="auto: reasons at or above the threshold. true or false: always or never."
     )
     features: bool = Field(False, description="Also return the features the score was made from.")
@@ -182,7 +193,10 @@ class ScoreRequest(Contract):
 class BulkRequest(Contract):
     """Any number of patients, each as if asked about alone."""
 
-    patients: list[ScoreRequest]
+    patients: list[ScoreRequest] = Field(
+        description="Each is judged for itself: one that cannot be read has its own refusal among the answers.",
+        json_schema_extra=lambda schema: schema.update(items={"anyOf": [schema["items"], {}]}),
+    )
 
 
 class EventsRequest(Contract):
@@ -207,7 +221,7 @@ class WhatIfRequest(Contract):
     """A logged prediction, and last values that are to be others."""
 
     prediction_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    changes: dict[Annotated[str, Field(max_length=64)], float] = Field(
+    changes: dict[Annotated[str, Field(min_length=1, max_length=64)], float] = Field(
         min_length=1, max_length=10, description="Value by concept, in the unit of concepts.csv."
     )
 

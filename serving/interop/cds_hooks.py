@@ -44,6 +44,8 @@ PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     for code, text in {
         401: "No token, or one that is not taken.",
         403: "The caller's role may not do this.",
+        413: "More than one call may carry.",
+        415: "The body is of another media type, or packed.",
         422: "Fields that cannot be used, each with its remedy.",
     }.items()
 }
