@@ -423,7 +423,7 @@ class BedModel:
         hours = self._calendar(spans, timezone, {})
         expected = self.streams["emergency"].rate.rate(hours) * spans["hours"].to_numpy()
         day = (hours["local_date"] - days.iloc[0]).dt.days.to_numpy()
-        due = np.bincount(day, weights=expected, minlength=len(days))
+        due = np.bincount(day, weights=expected, minlength=len(days)).astype("float64")
         return detect(
             days, np.concatenate([arrivals, everybody], axis=1), admitted, due, self.usual, self.specialties
         )
@@ -495,7 +495,7 @@ class BedModel:
         """P(specialty given admission) of each undecided patient, moved by the recent mix."""
         columns = [f"p_{k}" for k in range(len(self.specialties))]
         share = s.in_ed[columns].to_numpy("float64") * np.array(s.mix)[None, :]
-        return share / np.maximum(share.sum(axis=1, keepdims=True), 1e-12)
+        return np.asarray(share / np.maximum(share.sum(axis=1, keepdims=True), 1e-12))
 
     def _planned(self, s: Situation, listed: pd.DataFrame, edges_h: Floats) -> Floats:
         """P(comes, and in a bed in each segment) of each listed patient."""
@@ -583,7 +583,7 @@ def _after(stays: StayHazard, moves: Moves, n_lines: int, s: Situation, edges_h:
     line = np.repeat(np.arange(n_lines), start.size)
     begin = np.tile(start.ravel(), n_lines)
     fates = _fates(stays, moves, line, np.zeros(len(line)), begin, s, edges_h)
-    return fates.reshape(n_lines, n_segments, len(parts), -1).mean(axis=2)
+    return np.asarray(fates.reshape(n_lines, n_segments, len(parts), -1).mean(axis=2))
 
 
 def _reached_after(
@@ -641,7 +641,7 @@ def _listed(
 def _listed_until(s: Situation) -> pd.Timestamp:
     """The last local day the elective list covers."""
     assert s.listed is not None  # noqa: S101 - asked only where there is a list
-    last = s.listed["planned_time"].max().tz_convert(ZoneInfo(s.timezone))
+    last = pd.Timestamp(s.listed["planned_time"].max()).tz_convert(ZoneInfo(s.timezone))
     return last.tz_localize(None).normalize()
 
 

@@ -250,8 +250,8 @@ def fit_moves(stays: pd.DataFrame, names: tuple[str, ...], first: pd.Timestamp, 
     """Moves a patient-hour by specialty, and where they go, from spells; rates are pulled to the mean of all."""
     some = stays[(stays["start"] < last) & ~(stays["end"] <= first)]
     code, target = specialty_codes(some["specialty"], names), specialty_codes(some["next"], names)
-    until = some["end"].fillna(last).clip(upper=last)
-    hours = ((until - some["start"].clip(lower=first)).dt.total_seconds() / 3600).to_numpy()
+    until = np.minimum(micros(some["end"].fillna(last)), last.value // 1000)
+    hours = (until - np.maximum(micros(some["start"]), first.value // 1000)) / HOUR_US
     moved = (code >= 0) & (target >= 0) & (target != code) & (some["end"] < last).to_numpy()
     k = len(names)
     if not moved.any():

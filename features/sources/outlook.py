@@ -105,5 +105,5 @@ def read_covariates(path: Path) -> pd.DataFrame:
             f"{path.name} holds values that cannot be read in {what}. Dates are 2026-01-12, series numbers."
         )
     dated = table.assign(date=date.dt.tz_localize(None).dt.normalize())
-    table = dated[["date", *names]].sort_values("date", kind="stable").reset_index(drop=True)
-    return table
+    chosen: pd.DataFrame = dated[["date", *names]].sort_values("date", kind="stable").reset_index(drop=True)
+    return chosen
