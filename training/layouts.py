@@ -25,6 +25,8 @@ from features.sources import (
     hl7v2,
     hl7v2_message,
     meds,
+    moves,
+    outlook,
     physionet2012,
     physionet2019,
     visits,
@@ -180,7 +182,11 @@ def _visits() -> str:
     return (
         f"{aligned(rows, ('column', 'meaning', 'also known as'))}\n\n"
         "A star marks what must be there as a column; single cells may be empty. Times are ISO 8601; without an\n"
-        "offset they are read in WARDCAST_TIMEZONE. Check a file: wardcast data check --source visits --input FILE"
+        "offset they are read in WARDCAST_TIMEZONE. Check a file: wardcast data check --source visits --input FILE\n\n"
+        "Beside them may lie, as .csv or .parquet:\n\n"
+        f"moves\n{aligned(moves.MOVE_COLUMNS.items())}\n\n"
+        f"elective\n{aligned(outlook.ELECTIVE_COLUMNS.items())}\n\n"
+        f"covariates\n{aligned(outlook.COVARIATE_COLUMNS.items())}"
     )
 
 

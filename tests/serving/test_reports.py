@@ -114,7 +114,15 @@ def test_the_json_is_complete_and_finite(forecast: BedForecast):
     assert [level["level"] for level in told["levels"]] == list(forecast.levels)
     statement = told["levels"][-1]["windows"]["tomorrow"]
     assert set(statement["needed"]["quantiles"]) == {"q05", "q10", "q25", "q50", "q75", "q90", "q95"}
-    assert set(statement["expected"]) == {"known", "in_ed", "to_come", "planned", "moved_in", "moved_out", "discharges"}
+    assert set(statement["expected"]) == {
+        "known",
+        "in_ed",
+        "to_come",
+        "planned",
+        "moved_in",
+        "moved_out",
+        "discharges",
+    }
     assert statement["net"]["mean"] == pytest.approx(
         statement["needed"]["mean"] - statement["discharges"]["mean"]
     )
