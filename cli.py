@@ -534,13 +534,16 @@ def monitor(
     ] = None,
     since: Annotated[str | None, typer.Option(help="First prediction time, ISO 8601.")] = None,
     until: Annotated[str | None, typer.Option(help="Last prediction time, ISO 8601.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Outcomes, CSV or Parquet: encounter_id, onset_time (empty: none).")
+    ] = None,
     track: Annotated[bool, typer.Option(help="Record the run in MLflow.")] = True,
 ) -> None:
     """Compare logged predictions with the model's reference; write HTML and JSON, export metrics."""
     from serving.monitoring.run import monitor as run_monitor
     from serving.settings import Settings
 
-    result = run_monitor(Settings.from_env(), output=output, since=since, until=until)
+    result = run_monitor(Settings.from_env(), output=output, since=since, until=until, labels=labels)
     if track:
         from training.tracking import log_monitor
 

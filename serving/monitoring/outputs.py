@@ -16,11 +16,13 @@ from serving.monitoring.findings import ALARM, NOTE, WATCH, Batch, Finding, Limi
 from serving.monitoring.statistics import (
     Bools,
     Floats,
+    Ints,
     design_effect,
     ks_probability,
     poisson_probability,
     population_stability,
 )
+from serving.monitoring.volume import change
 
 EXPECTED_REASONS: Final = ("out_of_scope",)
 """Not a fault: the model was never meant for these patients."""
@@ -30,6 +32,8 @@ CLINICAL_REASONS: Final = ("insufficient_data",)
 
 RECENT: Final = timedelta(hours=24)
 SURE: Final = 1e-4
+CHANGED: Final = 1e-3
+"""A look a day that is wrong once in three years."""
 
 
 def score_histogram(probability: Floats, reference: Reference) -> Floats:
@@ -91,7 +95,8 @@ def check_alerts(
 ) -> list[Finding]:
     """Are there as many scores at or above the alert threshold as the reference lets expect? Up and down.
 
-    Three looks: silence since the last one, the whole period, the last 24 hours; the first that speaks is reported.
+    Five looks: silence since the last one, the whole period, the last 24 hours, a change that a CUSUM over hours sees
+    earlier, silence of one unit; the first that speaks is reported.
 
     Parameters
     ----------
@@ -111,7 +116,8 @@ def check_alerts(
         finding = _alert_volume(scored[rows], hit[rows], usual, words, limits)
         if finding:
             return [finding]
-    return []
+    changed = _alert_change(scored, hit, usual, limits)
+    return [changed] if changed else _unit_silence(scored, hit)
 
 
 def _alert_silence(scored: pd.DataFrame, hit: Bools, usual: float) -> Finding | None:
@@ -146,9 +152,7 @@ def _hours_together(scored: pd.DataFrame, hit: Bools, tail: pd.DataFrame) -> flo
 
 
 def _alert_volume(rows: pd.DataFrame, hit: Bools, usual: float, words: str, limits: Limits) -> Finding | None:
-    # Few alerts show little of how alike a stay's rows are; the scores beneath them show it always.
-    alike = [hit.astype(np.float64), rows["probability"].to_numpy(np.float64)]
-    effect = max(len(hit) / _effective(values, rows["encounter_id"]) for values in alike)
+    effect = _alike(rows, hit)
     count, expected = float(hit.sum()), usual * len(hit)
     p = poisson_probability(count / effect, expected / effect)
     ratio = count / expected
@@ -171,6 +175,84 @@ def _alert_volume(rows: pd.DataFrame, hit: Bools, usual: float, words: str, limi
         trend=sign.trend(batch),
         usual=usual,
     )
+
+
+def _alike(rows: pd.DataFrame, hit: Bools) -> float:
+    """How many rows weigh as one. Few alerts show little of how alike a stay's rows are; the scores beneath them do."""
+    alike = [hit.astype(np.float64), rows["probability"].to_numpy(np.float64)]
+    return max(len(hit) / _effective(values, rows["encounter_id"]) for values in alike)
+
+
+def _alert_change(scored: pd.DataFrame, hit: Bools, usual: float, limits: Limits) -> Finding | None:
+    """A change of volume that is still going on and that the totals do not show yet."""
+    hour, start = _hours(scored["prediction_time"])
+    count = np.bincount(hour, weights=hit)
+    expected = usual * np.bincount(hour).astype(np.float64)
+    effect = _alike(scored, hit)
+    found = change(count, expected, effect, CHANGED)
+    if found is None or found.since == 0:
+        return None
+    rows = hour >= found.since
+    if expected[found.since :].sum() / effect < 3 or 1 / limits.rate_ratio < found.ratio < limits.rate_ratio:
+        return None
+    before = float(count[: found.since].sum() / max(expected[: found.since].sum(), 1e-9))
+    if 1 / limits.rate_ratio < found.ratio / max(before, 1e-9) < limits.rate_ratio:
+        return None  # a site whose usual volume is another than the reference's: the totals speak of that
+    batch = Batch.of(scored[[]], time=scored["prediction_time"])
+    sign = Sign(hit, usual)
+    return Finding(
+        kind="alerts_flood" if found.up else "alerts_few",
+        severity=WATCH if found.up else ALARM,
+        what=f"{int(hit[rows].sum()):,} scores since a change are at or above the alert threshold, "
+        f"{usual * rows.sum():,.0f} would be usual ({found.ratio:.1f} times).",
+        where="alerts",
+        certainty=f"CUSUM {found.score:.0f}, chance {found.chance:.1g}, patients counted rather than hours",
+        action="Look for inputs, codes or settings that changed at that time.",
+        since=(start + pd.Timedelta(hours=found.since)).to_pydatetime(),
+        trend=sign.trend(batch),
+        usual=usual,
+    )
+
+
+def _unit_silence(scored: pd.DataFrame, hit: Bools) -> list[Finding]:
+    """Units whose alerts have stopped while others' go on, each against its own earlier rate.
+
+    With ``k`` patients alerted before, in ``n`` rows, none in the next ``m`` has a chance of ``(n / (n + m)) ** k``.
+    """
+    units = scored["unit"].fillna("").astype("str").to_numpy() if "unit" in scored else np.array([])
+    names = [u for u in np.unique(units) if u]
+    found = []
+    for name in names if len(names) > 1 else ():
+        here = np.flatnonzero(units == name)
+        hits = np.flatnonzero(hit[here])
+        patients = scored["encounter_id"].to_numpy()[here[hits]]
+        n, k = (int(hits[-1]) + 1 if len(hits) else 0), len(np.unique(patients))
+        tail = here[n:]
+        if k < 5 or not len(tail):
+            continue
+        chance = float((n / len(here)) ** k)
+        if chance >= SURE / len(names):
+            continue
+        found.append(
+            Finding(
+                kind="alerts_silent",
+                severity=ALARM,
+                what=f"No score of unit {name} has reached the alert threshold in its last {len(tail):,} predictions; "
+                f"{k:,} patients' did in the {n:,} before.",
+                where=f"unit {name}",
+                certainty=f"chance {chance:.1g} counting patients, not hours",
+                action="Treat it as a fault until shown otherwise: compare this unit's feeds and its settings with "
+                "those of the others.",
+                since=_time(scored, int(tail[0])),
+            )
+        )
+    return found
+
+
+def _hours(time: pd.Series) -> tuple[Ints, pd.Timestamp]:
+    """Number of the hour each instant falls into, from the first one on, and when that begins."""
+    start = time.min().floor("1h")
+    return ((time - start) // pd.Timedelta(hours=1)).to_numpy(np.int64), start
 
 
 def check_not_scored(predictions: pd.DataFrame) -> list[Finding]:
@@ -206,6 +288,9 @@ def _reason(predictions: pd.DataFrame, reason: str, n: int, in_scope: int) -> It
     share = n / in_scope
     watch, alarm = (0.30, 0.60) if reason in CLINICAL_REASONS else (0.02, 0.20)
     severity = ALARM if share >= alarm else WATCH if share >= watch else NOTE
+    began = _reason_began(predictions, reason)
+    if began is not None and severity == NOTE:
+        severity = WATCH
     unscored = predictions[predictions["status"] != "scored"]
     rows = unscored[(_codes(unscored) == reason).to_numpy()]
     yield Finding(
@@ -217,8 +302,27 @@ def _reason(predictions: pd.DataFrame, reason: str, n: int, in_scope: int) -> It
         action="Nothing to do while it stays rare: new patients have few observations."
         if reason in CLINICAL_REASONS
         else f"Each code has its own cure: see the reason {reason!r} in the service's documentation.",
-        since=_time(rows, 0) if len(rows) else None,
+        since=began or (_time(rows, 0) if len(rows) else None),
     )
+
+
+def _reason_began(predictions: pd.DataFrame, reason: str) -> datetime | None:
+    """Since when a reason is commoner than it was in the first third of the period; None where it is not."""
+    if len(predictions) < 30 or reason in EXPECTED_REASONS:
+        return None
+    bad = (_codes(predictions) == reason).to_numpy() & (predictions["status"] != "scored").to_numpy()
+    hour, start = _hours(predictions["prediction_time"])
+    count, tried = np.bincount(hour, weights=bad), np.bincount(hour).astype(np.float64)
+    third = int(np.searchsorted(np.cumsum(tried), tried.sum() / 3)) + 1
+    early, of = float(count[:third].sum()), float(tried[:third].sum())
+    stays = predictions.loc[bad, "encounter_id"].nunique()
+    effect = max(1.0, float(bad.sum()) / max(stays, 1))
+    usual = (early + effect) / (of + effect)  # as if one cluster more had been seen: never nothing
+    found = change(count[third:], usual * tried[third:], effect, SURE)
+    if found is None or not found.up or found.ratio < 2 or stays < 5:
+        return None
+    instant: datetime = (start + pd.Timedelta(hours=third + found.since)).to_pydatetime()
+    return instant
 
 
 def check_fresh(predictions: pd.DataFrame, until: datetime) -> list[Finding]:

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,8 @@ LAST: Final = "last.json"
 MOST_LINES: Final = 8
 HEARTBEAT: Final = "heartbeat.json"
 GAUGES: Final = "monitor.prom"
+ADDED: Final = ("performance", "people", "admissions")
+"""What results of earlier versions do not have."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class MonitorResult:
     alerts : dict
         ``count, expected, pages`` and ``volume``, a list of ``start, hours, scores, alerts``.
     not_scored : dict of reason code to count
+    performance : dict
+        Scores against matured outcomes (:func:`serving.monitoring.followup.follow_up`).
+    people : dict
+        What was done with alerts and cards (:func:`serving.monitoring.people.answers`), and ``before``, the same of
+        the period before.
+    admissions : dict
+        Earlier bed forecasts against what came (:func:`serving.monitoring.admissions.judge`); empty without any.
     evidently : dict
         ``columns, rows, drift, drifted, left_out, html`` (file name or None), ``error`` (None when it ran).
     duration_s : float
@@ -68,6 +77,9 @@ class MonitorResult:
     duration_s: float
     folder: Path
     artifacts: list[Path]
+    performance: dict[str, Any] = field(default_factory=dict)
+    people: dict[str, Any] = field(default_factory=dict)
+    admissions: dict[str, Any] = field(default_factory=dict)
 
     def count(self, severity: str) -> int:
         """Findings of one severity."""
@@ -100,6 +112,8 @@ class MonitorResult:
         drift = self.evidently.get("drift") or {}
         if drift:
             plain["evidently_drifted_share"] = len(self.evidently["drifted"]) / len(drift)
+        for name, (value, *_) in (self.performance.get("figures") or {}).items():
+            plain[f"performance.{name}"] = _number(value)
         for f in self.features:
             plain[f"psi.{f['feature']}"] = _number(f["psi"])
             plain[f"missing.{f['feature']}"] = _number(f["missing_now"])
@@ -132,7 +146,7 @@ class MonitorResult:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> MonitorResult:
         """The inverse of :meth:`to_dict`."""
-        known = {f.name: plain[f.name] for f in fields(cls)}
+        known = {f.name: plain[f.name] for f in fields(cls) if f.name in plain or f.name not in ADDED}
         known |= {name: datetime.fromisoformat(plain[name]) for name in ("ran_at", "since", "until")}
         known |= {"findings": tuple(Finding.from_dict(f) for f in plain["findings"])}
         known |= {"features": tuple(plain["features"]), "folder": Path(plain["folder"])}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,9 +31,11 @@ from serving.monitoring.evidently_report import EvidentlyReport, choose, drift_r
 from serving.monitoring.findings import NOTE, WATCH, Batch, Finding, Limits, Reference
 from serving.monitoring.inputs import MixUp, concept_of, mix_ups_from_table
 from serving.monitoring.ledger import Ledger
+from serving.monitoring.lookback import LookBack, look_back
 from serving.monitoring.metrics import gauges
 from serving.monitoring.page import render_report
 from serving.monitoring.result import GAUGES, HEARTBEAT, LAST, MonitorResult, write_atomically
+from serving.monitoring.safely import safely
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -115,6 +117,7 @@ def monitor(
     output: Path | None = None,
     since: str | datetime | None = None,
     until: str | datetime | None = None,
+    labels: Path | None = None,
 ) -> MonitorResult:
     """Compare logged predictions with the model's reference; write page, JSON, Evidently's report and gauges.
 
@@ -127,6 +130,8 @@ def monitor(
     since, until : instant or None
         Prediction times ``since <= t < until``; text without an offset is in the site's time zone. By default the
         seven days up to now, or, when the service runs on its sender's clock, up to the last prediction.
+    labels : Path or None
+        A file of outcomes (:func:`serving.monitoring.outcomes.from_file`); without, the store's events tell them.
 
     Raises
     ------
@@ -137,7 +142,7 @@ def monitor(
     started = datetime.now(UTC)
     _beat(home, started, "running")
     try:
-        result = _monitor(settings, home, started, output, since, until)
+        result = _monitor(settings, home, started, output, since, until, labels)
     except Exception as error:
         known = str(error) if isinstance(error, WardcastError) else type(error).__name__
         _beat(home, started, "failed", error=known)
@@ -153,6 +158,7 @@ def _monitor(
     output: Path | None,
     since: str | datetime | None,
     until: str | datetime | None,
+    labels: Path | None,
 ) -> MonitorResult:
     from models.bundle import Bundle
     from serving.store.store import Store
@@ -163,6 +169,7 @@ def _monitor(
         opens, closes = _period(store, settings, bundle, since, until)
         logged = read_log(store, bundle, opens, closes)
         came, intake = _intake(store, Watched.of(bundle), settings, home, opens, closes)
+        back = look_back(store, bundle, settings, opens, closes, labels)
     finally:
         store.close()
     folder = output or home / "runs" / f"{started:%Y-%m-%dT%H-%M-%S}Z"
@@ -175,6 +182,7 @@ def _monitor(
         ran_at=started,
         timezone=settings.timezone,
         came=came,
+        back=back,
     )
     if intake is not None:
         arrivals.keep(home, intake, to_us(closes))
@@ -203,23 +211,6 @@ def _intake(
         return found[0].findings
 
     return safely("feeds and units", check), found[0] if found else None
-
-
-def safely(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """What a check finds; where it breaks, that it did. Its text may hold values, its type not."""
-    try:
-        return list(check())
-    except Exception as error:
-        return [
-            Finding(
-                kind="check_failed",
-                severity=WATCH,
-                what=f"The check of {name} failed ({type(error).__name__}) and says nothing of this period.",
-                where="the monitor",
-                certainty="certain",
-                action="The other findings do not depend on it. Report the fault with the data's columns and types.",
-            )
-        ]
 
 
 def read_log(store: Store, bundle: Bundle, since: datetime, until: datetime) -> Logged:
@@ -251,10 +242,12 @@ def examine(
     timezone: str = "UTC",
     evidently: bool = True,
     came: Sequence[Finding] = (),
+    back: LookBack | None = None,
 ) -> MonitorResult:
     """Compare a period's log with the reference, and write the report into ``folder``; needs no store and no bundle.
 
     ``came`` is what the arrivals showed (:func:`serving.monitoring.intake.judge`): it goes before what the inputs show.
+    ``back`` is what became of earlier predictions, and what people did (:func:`serving.monitoring.lookback.look_back`).
     ``evidently=False`` leaves out Evidently's report (seconds) and keeps our own checks (fractions of one).
     """
     begun = time.monotonic()
@@ -272,6 +265,7 @@ def examine(
         *safely("alerts", lambda: outputs.check_alerts(scored, reference, threshold, limits)),
         *safely("scores", lambda: outputs.check_scores(scored, reference, limits)),
         *safely("what was not scored", lambda: outputs.check_not_scored(logged.attempts)),
+        *(back.findings if back else ()),
         *came,
         *_unexplained(checked.findings, came),
         *_other_models(logged.others, watched.model_id),
@@ -295,6 +289,7 @@ def examine(
         duration_s=round(time.monotonic() - begun, 2),
         folder=folder,
         artifacts=[folder / "monitor.html", folder / "monitor.json", *_files(report)],
+        **(back.facts if back else {}),
     )
     write_atomically(folder / "monitor.json", _json(result))
     write_atomically(folder / "monitor.html", render_report(result, timezone))

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from serving.monitoring.volume import change, cusum
+
 
 def kinds(result):
     return [f.kind for f in result.findings if f.severity != "note"]
@@ -88,3 +90,38 @@ def test_a_service_that_went_quiet_is_noticed(ward, run, hours, severity):
     until = logged.attempts["prediction_time"].max().to_pydatetime() + timedelta(hours=hours)
     found = [f.severity for f in run(logged, until=until).findings if f.kind == "predictions_stopped"]
     assert found == ([severity] if severity else [])
+
+
+def test_a_unit_that_never_alerts_any_more_is_named(ward, run, watched):
+    w = ward(1500)
+    broken = (w.time >= pd.Timestamp("2026-01-08T00:00Z")).to_numpy() & (w.unit == "East").to_numpy()
+    w.probability = np.where(broken, np.minimum(w.probability, 0.9 * watched.threshold), w.probability)
+    finding = next(f for f in run(w.logged()).findings if f.kind.startswith("alerts"))
+    assert (finding.kind, finding.where) == ("alerts_silent", "unit East")
+    assert abs(finding.since - pd.Timestamp("2026-01-08T00:00Z")) <= timedelta(hours=8)
+
+
+def test_a_reason_that_becomes_common_is_dated(ward, run):
+    logged = ward(400).logged(insufficient_data=400)
+    late = (logged.attempts["prediction_time"] >= pd.Timestamp("2026-01-10T00:00Z")) & (
+        logged.attempts["status"] == "scored"
+    )
+    gone = late & (np.random.default_rng(1).random(len(late)) < 0.3)
+    columns = ["status", "reason", "probability"]
+    logged.attempts.loc[gone, columns] = ["insufficient_data", "insufficient_data", np.nan]
+    finding = next(f for f in run(logged).findings if f.kind == "not_scored")
+    assert finding.severity == "watch"
+    assert abs(finding.since - pd.Timestamp("2026-01-10T00:00Z")) <= timedelta(hours=8)
+
+
+def test_a_cusum_is_worked_by_hand_and_holds_its_false_alarms():
+    value, since = cusum(np.array([2.0, 0, 4, 4]), np.full(4, 2.0), 2.0)
+    assert (since, value) == (2, pytest.approx(8 * np.log(2) - 4))
+    rng = np.random.default_rng(4)
+    false = sum(change(rng.poisson(1.0, 168) * 1.0, np.ones(168), 1.0, 0.01) is not None for _ in range(1000))
+    assert false <= 10
+    down = np.r_[rng.poisson(3.0, 100), rng.poisson(0.8, 30)] * 1.0
+    found = change(down, np.full(130, 3.0), 1.0, 1e-4)
+    assert found is not None
+    assert not found.up
+    assert abs(found.since - 100) <= 3
