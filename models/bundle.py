@@ -215,10 +215,7 @@ class Bundle:
 
 def mean_of_members(members: Sequence[lgb.Booster], matrix: Matrix, threads: int, **what: bool) -> Floats:
     """Mean over boosters of what each predicts: ``raw_score`` or ``pred_contrib``."""
-    values = [
-        np.asarray(m.predict(matrix, num_threads=threads, **what), dtype=np.float64)  # type: ignore[arg-type]
-        for m in members
-    ]
+    values = [np.asarray(m.predict(matrix, num_threads=threads, **what), dtype=np.float64) for m in members]
     return values[0] if len(values) == 1 else np.asarray(np.mean(values, axis=0), dtype=np.float64)
 
 

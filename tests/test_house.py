@@ -135,7 +135,7 @@ def test_nothing_made_at_run_time_is_committed() -> None:
     assert [str(p.relative_to(ROOT)) for p in tracked() if p.suffix in kinds] == []
 
 
-@pytest.mark.parametrize("product", ["sepsis", "admissions"])
+@pytest.mark.parametrize("product", ["sepsis", "sepsis/challenge", "admissions"])
 def test_a_released_model_is_small_and_is_text(product: str) -> None:
     files = [p for p in (ROOT / "models" / product / "released").rglob("*") if p.is_file()]
     assert {p.suffix for p in files} == {".json", ".md", ".toml", ".txt"}

@@ -58,7 +58,7 @@ def ablation(cohort: Cohort, each: Mapping[str, Floats], fold: Ints, spec: Spec)
     """
     own = members(spec)
     whole = np.mean([each[m.booster] for m in own], axis=0)
-    models = [("all members", (), whole)] if len(own) > 1 else []
+    models: list[tuple[str, tuple[str, ...], Floats]] = [("all members", (), whole)] if len(own) > 1 else []
     models += [(m.name or "the model", m.leave_out, each[m.booster]) for m in (*own, *blinded(spec))]
     gain = metrics.utility_gain(cohort.patient, cohort.hour, cohort.label)
     rows = []
@@ -123,13 +123,10 @@ def trials(ablation: Sequence[Mapping[str, Any]], search: Path | None) -> list[T
         settings = {"leaves_out": ", ".join(rows[0]["leaves_out"]) or "nothing", "judged_on": "all folds"}
         found.append(Trial(model, settings, {k: v for k, v in figures.items() if v is not None}))
     if search is not None and search.is_file():
-        table = pd.read_csv(search)
-        settings = (
-            table[[c for c in table if table[c].dtype == object and c != "trial"]].fillna("").astype(str)
-        )
-        figures = table.select_dtypes("number")
-        for k, name in enumerate(table["trial"]):
-            found.append(Trial(str(name), settings.iloc[k].to_dict(), figures.iloc[k].dropna().to_dict()))
+        for row in pd.read_csv(search).to_dict("records"):
+            about = {str(k): v for k, v in row.items() if isinstance(v, str) and k != "trial"}
+            reached = {str(k): float(v) for k, v in row.items() if isinstance(v, float) and v == v}
+            found.append(Trial(str(row["trial"]), about, reached))
     return found
 
 

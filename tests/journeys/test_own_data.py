@@ -58,7 +58,7 @@ def test_a_site_goes_from_its_tables_to_features_and_labels(wardcast: Run, tmp_p
     said = wardcast(
         "features", "build", "--input", "mine", "--at", "hourly", "--start", "icu", "--output", "built"
     ).stdout
-    assert "55 predictions of 2 encounters × 249 features" in said
+    assert "55 predictions of 2 encounters × 259 features" in said
     assert "Manifest: built/features.json" in said
     assert json.loads((tmp_path / "built" / "features.json").read_text())["made"]["predictions"] == 55
 

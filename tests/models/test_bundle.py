@@ -62,7 +62,7 @@ def test_a_bundle_keeps_no_extreme_of_a_single_patient(booster, released, tmp_pa
 
 
 def test_the_released_model_scores_the_same_without_them(released):
-    booster = released.boosters["risk"]
+    booster = released.members()[0]
     bare = lgb.Booster(model_str=without_extremes(booster.model_to_string()))
     matrix = np.random.default_rng(3).normal(60, 40, (50, len(released.feature_names))).astype(np.float32)
     matrix[::3, ::2] = np.nan
