@@ -170,7 +170,9 @@ def _found(entry: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Iterator[
 
 
 def _who(row: Mapping[str, Any], where: Mapping[str, Any]) -> str:
-    return ", ".join(str(row[k]) for k in ("group", "hospital", "hours") if k in row and k not in where)
+    return ", ".join(
+        str(row[k]) for k in ("group", "value", "hospital", "hours") if k in row and k not in where
+    )
 
 
 def _walk(value: Any, names: list[str]) -> Any:
