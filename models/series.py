@@ -193,14 +193,20 @@ class Spread:
         if len(self.knots) == 0:
             return np.asarray(special.ndtri(np.asarray(levels)))
         asked = np.asarray(levels, dtype=np.float64)
-        out = 0.5 + (asked - 0.5) * (1 + 1 / max(self.worth, 1.0))
+        out = 0.5 + (asked - 0.5) * self._wider
         read = np.quantile(self.knots, np.clip(out, 0.0, 1.0))
         beyond = np.clip(np.abs(out - 0.5) - 0.5, 0.0, None) * np.sign(out - 0.5)
         return np.asarray(read + beyond * 10 * float(np.std(self.knots)))
 
     def cdf(self, error: Floats) -> Floats:
-        """Share of scaled errors at or below each."""
+        """The level that each scaled error is stated as, by the same widening."""
         if len(self.knots) == 0:
             return np.asarray(special.ndtr(error))
         places = (np.arange(len(self.knots)) + 0.5) / len(self.knots)
-        return np.interp(error, self.knots, places, left=0.0, right=1.0)
+        seen = np.interp(error, self.knots, places, left=0.0, right=1.0)
+        return np.asarray(0.5 + (seen - 0.5) / self._wider)
+
+    @property
+    def _wider(self) -> float:
+        """How much further from the middle a level is read than it says."""
+        return 1 + 1 / max(self.worth, 1.0)

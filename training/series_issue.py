@@ -47,6 +47,8 @@ THINNED: Final = 3
 """Of past forecasts of overlapping windows every third lead is looked at: neighbours say nearly the same."""
 OWN_WORTH: Final = 15.0
 """Past errors of a series from which its own spread counts as much as that of all."""
+SHARED_DAYS: Final = 5.0
+"""Forecasts so many days ahead are half as many independent ones as there are origins."""
 MOST_KNOTS: Final = 2000
 SEED: Final = 11
 
@@ -315,7 +317,7 @@ def _horizon(
         for kind in np.unique(kinds):
             rows = np.flatnonzero(kinds == kind)
             block = np.ix_(rows, week)
-            spread, own = _spread(error[np.ix_(rows, past)])
+            spread, own = _spread(error[np.ix_(rows, past)], h)
             width = scale[block] * own[:, None]
             read = centre[block][..., None] + width[..., None] * spread.quantiles([*STATED, *FINE])
             read = np.maximum(read, 0.0)
@@ -332,7 +334,7 @@ def _horizon(
     return Batch(series, origin, origin + h, 24, *flat)
 
 
-def _spread(error: Floats) -> tuple[Spread, Floats]:
+def _spread(error: Floats, h: int) -> tuple[Spread, Floats]:
     """The spread of all series together, and how much wider or narrower each one's own is."""
     n = np.isfinite(error).sum(axis=1)
     if not n.sum():
@@ -345,7 +347,9 @@ def _spread(error: Floats) -> tuple[Spread, Floats]:
     if len(knots) > MOST_KNOTS:
         knots = np.quantile(knots, (np.arange(MOST_KNOTS) + 0.5) / MOST_KNOTS)
     days = int(np.isfinite(error).any(axis=0).sum())
-    return Spread(knots, days * float(np.sqrt(min(int((n > 0).sum()), 25))) / 2), own
+    # Series of one country share its days, and errors of several days ahead share most of those days.
+    alike = float(np.sqrt(min(int((n > 0).sum()), 25))) / 2
+    return Spread(knots, days * alike / (1 + h / SHARED_DAYS)), own
 
 
 def issue(
