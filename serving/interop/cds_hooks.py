@@ -42,6 +42,7 @@ ENDED: Final = "encounter_ended"
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     code: {"model": ErrorAnswer, "description": text}
     for code, text in {
+        400: "The body cannot be read.",
         401: "No token, or one that is not taken.",
         403: "The caller's role may not do this.",
         413: "More than one call may carry.",
