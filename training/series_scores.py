@@ -130,22 +130,29 @@ class _Usual:
     def _climatology(
         self, sums: Floats, series: Ints, origin: Ints, target: Ints, y: Floats
     ) -> dict[str, Floats]:
-        """Quantiles of all that was seen at the same hour of the same weekday, brought up to date at every fit."""
+        """Quantiles of all that was seen at the same hour of the same weekday: up to the last fit, and up to the first.
+
+        The second is what publications compare with: learnt once, on the years before.
+        """
+        fits = [int(stretch[0]) for stretch in self.schedule.stretches()]
+        first = int(self.schedule.origins[self.schedule.asked])
+        fit = np.array(fits)[np.searchsorted(fits, origin, side="right") - 1]
+        out: dict[str, Floats] = {}
+        for name, upto in (("climatology", fit), ("first_climatology", np.full(len(origin), first))):
+            quantiles = self._by_hour_of_week(sums, series, target, upto)
+            out[f"{name}.error"] = np.abs(quantiles[:, QUANTILES.index(0.5)] - y)
+            out[f"{name}.pinball"] = pinball(quantiles, QUANTILES, y)
+        return out
+
+    def _by_hour_of_week(self, sums: Floats, series: Ints, target: Ints, upto: Ints) -> Floats:
         stamps = self.panel.stamps
         place = (stamps.weekday * 24 + stamps.hour).to_numpy()
-        quantiles = np.full((len(y), len(QUANTILES)), np.nan)
         ahead = (place[0] + target) % 168
-        for stretch in self.schedule.stretches():
-            for k in np.unique(series):
-                rows = np.flatnonzero((origin >= stretch[0]) & (origin <= stretch[-1]) & (series == k))
-                if len(rows):
-                    known = sums[k, : stretch[0]]
-                    quantiles[rows] = _by_hour_of_week(known, place[: stretch[0]])[ahead[rows]]
-        middle = quantiles[:, QUANTILES.index(0.5)]
-        return {
-            "climatology.error": np.abs(middle - y),
-            "climatology.pinball": pinball(quantiles, QUANTILES, y),
-        }
+        quantiles = np.full((len(target), len(QUANTILES)), np.nan)
+        for k, end in sorted({(int(a), int(b)) for a, b in zip(series, upto, strict=True)}):
+            rows = (series == k) & (upto == end)
+            quantiles[rows] = _by_hour_of_week(sums[k, :end], place[:end])[ahead[rows]]
+        return quantiles
 
 
 def _by_hour_of_week(known: Floats, place: Ints) -> Floats:
