@@ -13,13 +13,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import pandas as pd
+from sqlalchemy import Connection
+
 from features.clock import HOUR_US
 from serving.clock import to_us
 from serving.monitoring import feeds, units
 from serving.monitoring.findings import Finding
 from serving.monitoring.inputs import MixUp
-from serving.monitoring.ledger import KEEP_H, Ledger, facts_of
+from serving.monitoring.ledger import KEEP_H, Ledger, facts_of, tell_apart
 from serving.monitoring.result import write_atomically
+from serving.monitoring.telling import tell
 from serving.notices import FEEDS
 from serving.store import arrivals
 
@@ -53,10 +57,18 @@ def read_on(store: Store, ledger: Ledger | None, now: int) -> Ledger:
             begun = arrivals.received(connection, first)
             ledger = Ledger.empty(now if begun is None else max(begun, oldest)).reach(0, first - 1)
         for events in arrivals.read(connection, ledger.seq, now):
-            ledger = ledger.add(
-                facts_of(events), int(events["received_time"].max()), int(events["seq"].max())
-            )
+            until, seq = int(events["received_time"].max()), int(events["seq"].max())
+            ledger = ledger.add(_told_apart(connection, events), until, seq)
     return ledger.reach(now)
+
+
+def _told_apart(connection: Connection, events: pd.DataFrame) -> pd.DataFrame:
+    """Arrivals as facts, those marked that the same patients had alike earlier that day."""
+    day_us = DAY_H * HOUR_US
+    midnight = int(events["received_time"].min()) // day_us * day_us
+    who = events["encounter_id"].unique().tolist()
+    before = arrivals.of_patients(connection, who, midnight, int(events["seq"].min()))
+    return tell_apart(facts_of(events), facts_of(before) if len(before) else None)
 
 
 def judge(
@@ -103,6 +115,7 @@ def watch(settings: Settings, due: datetime) -> str:
             newest = arrivals.newest(connection) if settings.clock == "replay" else None
         now = to_us(due) if newest is None else newest + 1
         intake = look(store, settings.var / "monitor", now, settings.timezone)
+        tell(store, settings, intake.findings, "feeds")
     finally:
         store.close()
     return f"{len(intake.down)} feeds down, {len(intake.late)} clocks off, {len(intake.findings)} findings"

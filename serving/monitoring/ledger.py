@@ -34,10 +34,12 @@ BACKFILL_US: Final = 72 * HOUR_US
 """What became available so long before it came is history that somebody loads, not a live feed."""
 LATEST_MIN: Final = 24 * 60.0
 """Delays are counted up to here, so that one late fact does not outweigh an hour of others."""
-FACTS: Final = ("received", "time", "encounter", "source", "concept", "site", "value", "aside")
+FACTS: Final = ("received", "time", "encounter", "source", "concept", "site", "value", "aside", "new")
 TALLY: Final = ("n", "aside", "ahead", "delay")
 UNMAPPED: Final = ""
 
+ALIKE: Final = 7
+"""So many bins (a factor of 2.2) are one value where a patient's values of a day are told apart."""
 PER_DECADE: Final = 20
 LOWEST: Final = -3
 POSITIVE: Final = 160
@@ -58,6 +60,7 @@ class Ledger:
         Facts that came, those set aside or repaired, those dated later than they came, and the sum of their delays
         in minutes.
     values : DataFrame ``feed, hour, bin, n``
+        A patient's values of one day that are about alike count once (:func:`tell_apart`).
     last : shape (n_feeds,), microseconds
         When the newest fact came.
     since, until : microseconds
@@ -199,7 +202,7 @@ class Ledger:
 
 
 def facts_of(events: pd.DataFrame) -> pd.DataFrame:
-    """The store's events (:data:`serving.store.arrivals.COLUMNS` and ``ward``) as :data:`FACTS`.
+    """The store's events (:data:`serving.store.arrivals.COLUMNS` and ``ward``) as :data:`FACTS`, all but ``new``.
 
     A value that was set aside as impossible is kept in the canonical unit: the very mistakes that are looked for make
     values impossible. ``aside`` is also said of a value that only a repair made usable. History loaded in bulk is left
@@ -225,6 +228,26 @@ def facts_of(events: pd.DataFrame) -> pd.DataFrame:
             "aside": events["reason"].notna() | repaired,
         }
     )
+
+
+def tell_apart(facts: pd.DataFrame, before: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Facts with ``new``: false where the same patient's concept had about this value already on that day.
+
+    Values are counted patient by patient, since one patient with a rare value, measured every hour, is one witness.
+    ``before`` are facts of the same patients and days that were counted earlier.
+    """
+    together = facts if before is None else pd.concat([before, facts], ignore_index=True)
+    value = together["value"].to_numpy(np.float64)
+    key = (
+        together[["encounter", "source", "concept"]]
+        .astype("str")
+        .assign(
+            day=together["received"].to_numpy(np.int64) // (24 * HOUR_US),
+            size=np.where(np.isfinite(value), (bin_of(np.nan_to_num(value)) - 1) // ALIKE, N_BINS),
+        )
+    )
+    again = key.duplicated().to_numpy()[len(together) - len(facts) :]
+    return facts.assign(new=~again)
 
 
 def _reading(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -254,7 +277,7 @@ def _tally(facts: pd.DataFrame, feed: Ints, hour: Ints) -> pd.DataFrame:
 
 def _histogram(facts: pd.DataFrame, feed: Ints, hour: Ints) -> pd.DataFrame:
     value = facts["value"].to_numpy(np.float64)
-    known = np.isfinite(value)
+    known = np.isfinite(value) & facts["new"].to_numpy(bool)
     return pd.DataFrame({"feed": feed[known], "hour": hour[known], "bin": bin_of(value[known]), "n": 1})
 
 

@@ -37,7 +37,7 @@ SUB: Final = (np.arange(8) + 0.5) / 8
 class UnitLimits:
     """When a mixture speaks: log likelihood ratio, values in it, and their share of the concept's at the site."""
 
-    evidence: float = 25.0
+    evidence: float = 18.0
     least: float = 3.0
     share: float = 0.02
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -60,12 +60,26 @@ def read(connection: Connection, after: int, until: int, most: int = 50_000) -> 
         rows = connection.execute(query.order_by(e.seq).limit(most)).all()
         if not rows:
             return
-        table = pd.DataFrame([tuple(row) for row in rows], columns=list(COLUMNS))
-        for name in ("numeric_value", "raw_value"):
-            table[name] = table[name].astype(np.float64)
+        table = _table([tuple(row) for row in rows])
         wards = _wards(connection, table["encounter_id"].unique().tolist())
         yield table.assign(ward=table["encounter_id"].map(wards).fillna("").astype("str"))
         after = int(rows[-1].seq)
+
+
+def of_patients(connection: Connection, ids: Sequence[str], since: int, before: int) -> pd.DataFrame:
+    """Events of some encounters received since an instant (microseconds), with ``seq < before``; ``ward`` is ""."""
+    e = events.c
+    rows: list[tuple[Any, ...]] = []
+    for some in chunks(ids):
+        query = select(*(e[name] for name in COLUMNS)).where(e.encounter_id.in_(some))
+        found = connection.execute(query.where(e.received_time >= since, e.seq < before))
+        rows += [tuple(row) for row in found]
+    return _table(rows).assign(ward="")
+
+
+def _table(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.astype(dict.fromkeys(("numeric_value", "raw_value"), np.float64))
 
 
 def _wards(connection: Connection, ids: Sequence[str]) -> dict[str, str]:

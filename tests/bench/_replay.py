@@ -18,7 +18,7 @@ from features.clean import clean
 from features.clock import HOUR_US, from_micros
 from features.sources import physionet2019
 from models.bundle import Bundle
-from serving.monitoring.ledger import facts_of
+from serving.monitoring.ledger import facts_of, tell_apart
 
 SITES = {"setA.parquet": "A", "setB.parquet": "B"}
 DAY_US = 24 * HOUR_US
@@ -148,4 +148,4 @@ def facts(events: pd.DataFrame) -> pd.DataFrame:
         "reason": reason,
         "ward": told["site"],
     }
-    return facts_of(pd.DataFrame(stored))
+    return tell_apart(facts_of(pd.DataFrame(stored)))

@@ -355,10 +355,10 @@ def evidently_says(now: Logged, then: pd.DataFrame, columns: Sequence[str]) -> b
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
-    current = now.features.reindex(now.attempts["prediction_id"])
+    current = now.features.reindex(now.attempts["prediction_id"]).reset_index(drop=True)
     kept = [c for c in columns if c in current]
-    definition = DataDefinition(numerical_columns=kept)
     try:
+        definition = DataDefinition(numerical_columns=kept)
         snapshot = Report([DataDriftPreset()]).run(
             Dataset.from_pandas(current[kept], data_definition=definition),
             Dataset.from_pandas(then[kept], data_definition=definition),

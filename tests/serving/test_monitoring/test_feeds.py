@@ -13,7 +13,7 @@ from scipy.stats import nbinom
 from features.clock import HOUR_US
 from serving.monitoring.feeds import Expected, Looked, look, wandering_probability
 from serving.monitoring.inputs import MixUp
-from serving.monitoring.ledger import FACTS, Ledger, bin_of, middle_of
+from serving.monitoring.ledger import FACTS, Ledger, bin_of, middle_of, tell_apart
 from serving.monitoring.units import check_units
 
 WEEKS = 4
@@ -40,7 +40,9 @@ def made(seed: int = 0) -> pd.DataFrame:
             value = MIDDLE[concept] * np.exp(rng.normal(0, 0.3, n.sum()))
             about = {"received": when, "time": when - HOUR_US // 2, "encounter": "stay", "source": "LOINC"}
             parts.append(
-                pd.DataFrame(about | {"concept": concept, "site": site, "value": value, "aside": False})
+                pd.DataFrame(
+                    about | {"concept": concept, "site": site, "value": value, "aside": False, "new": True}
+                )
             )
     return pd.concat(parts, ignore_index=True)[list(FACTS)]
 
@@ -211,3 +213,17 @@ def test_a_ledger_counts_alike_in_any_pieces_and_survives_its_file(facts, tmp_pa
 def test_values_keep_their_size_in_bins():
     values = np.array([0.0, 0.0012, 0.5, 7.4, 39.9, 1200.0, -3.2])
     assert middle_of(bin_of(values)) == pytest.approx(values, rel=0.07)
+
+
+def test_one_patient_is_one_witness(facts):
+    """A lactate of 9 measured five times counts once a day, whoever counted it; one of 2 is another value."""
+    day = facts[facts["concept"] == "lactate"].head(6).assign(received=at(1), encounter="one")
+    day = day.assign(value=[9.0, 9.1, 2.0, 9.0, 9.0, 9.0])
+    assert tell_apart(day)["new"].tolist() == [True, False, True, False, False, False]
+    assert tell_apart(day.tail(3), day.head(3))["new"].tolist() == [False] * 3
+    assert tell_apart(day.tail(3).assign(encounter="two"), day.head(3))["new"].tolist() == [
+        True,
+        False,
+        False,
+    ]
+    assert tell_apart(day.tail(3).assign(received=at(2)), day.head(3))["new"].tolist() == [True, False, False]
