@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, inspect, select
 from sqlalchemy.exc import DatabaseError, DBAPIError, IntegrityError, OperationalError
@@ -27,6 +27,9 @@ from serving.store.tables import SCHEMA_VERSION, audit_head, metadata, schema_ve
 BUSY_MS = 15_000
 AT_ONCE = 64
 """Deeds that share one transaction."""
+UNWRITABLE: Final = (
+    "The store {path} cannot be written ({why}). Is its disk full or read-only, or its folder not ours?"
+)
 T = TypeVar("T")
 GENESIS = "0" * 64
 
@@ -129,7 +132,11 @@ def open_database(url: str, key: str | None, writers: str = "store") -> Database
         The store was written by another version.
     """
     if url.startswith("sqlite:///"):
-        database = Database(_sqlite(Path(url.removeprefix("sqlite:///")), key))
+        path = Path(url.removeprefix("sqlite:///"))
+        try:
+            database = Database(_sqlite(path, key))
+        except OSError as error:
+            raise ConfigError(UNWRITABLE.format(path=path, why=error.strerror)) from None
     elif url.startswith("postgresql"):
         database = Database(postgres.open_engine(url), postgres.READING, writers)
     else:
@@ -152,6 +159,10 @@ def _explain(error: DatabaseError) -> ConfigError | None:
             "The store is not readable with this key. Restore the key that belongs to it "
             "(WARDCAST_STORE_KEY_FILE, by default var/key)."
         )
+    if any(
+        sign in str(error.orig) for sign in ("readonly database", "is full", "unable to open", "disk I/O")
+    ):
+        return ConfigError(UNWRITABLE.format(path="(WARDCAST_STORE_URL)", why=error.orig))
     return postgres.explain(error)
 
 
