@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from datetime import UTC, date, datetime
 from datetime import time as clock
@@ -12,6 +13,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from pydantic import BeforeValidator
 
 from features.errors import SpecError, WardcastError
 from features.sources.outlook import Outlook
@@ -37,7 +39,16 @@ At = Annotated[
     ),
 ]
 Form = Literal["html", "pdf", "xlsx", "csv", "json"]
-Day = Annotated[date, Path(ge=date(1900, 1, 1), le=date(2199, 12, 31))]
+
+
+def _written(day: object) -> object:
+    if isinstance(day, str) and not re.fullmatch(r"\d{4}-\d\d-\d\d", day):
+        raise ValueError("is no day|Write it as 2026-01-12.")
+    return day
+
+
+Day = Annotated[date, BeforeValidator(_written), Path(ge=date(1900, 1, 1), le=date(2199, 12, 31))]
+"""Else a bare number would pass for seconds since 1970."""
 ClockTime = Annotated[
     str | None,
     Query(

@@ -601,7 +601,7 @@ def test_the_service_hands_out_every_form_and_the_report_of_a_day(fed: Any):
         "content-disposition"
     ]  # fmt: skip
     assert fed.get("/reports/beds/2026-03-11").status_code == 422, "that huddle has not come"
-    for day in ("yesterday", "0048-01-01", "9999-12-31"):
+    for day in ("yesterday", "0", "0048-01-01", "9999-12-31"):
         assert fed.get(f"/reports/beds/{day}").status_code == 422
     assert fed.get("/v1/forecast/beds", at="0048-01-01T00:00").status_code == 422
     assert fed.get("/reports/beds/2026-03-10", time="8").status_code == 422
