@@ -357,8 +357,12 @@ def backtest_beds(
     input: Annotated[Path, typer.Option("--input", help="Counts or visits, Parquet or CSV.")],
     start: Annotated[str, typer.Option("--from", help="First origin: 2026-01-12 or 2026-01-12T08:00.")],
     output: Annotated[Path, typer.Option("--output", help="Parquet file for every forecast issued.")],
-    every: Annotated[str | None, typer.Option(help="Between origins. Default: 12h of hours, 1d of days.")] = None,
-    horizon: Annotated[str | None, typer.Option(help="How far ahead. Default: 48h of hours, 7d of days.")] = None,
+    every: Annotated[
+        str | None, typer.Option(help="Between origins. Default: 12h of hours, 1d of days.")
+    ] = None,
+    horizon: Annotated[
+        str | None, typer.Option(help="How far ahead. Default: 48h of hours, 7d of days.")
+    ] = None,
     until: Annotated[str | None, typer.Option(help="Last origin. Default: the end of the counts.")] = None,
     refit: Annotated[str, typer.Option(help="How often models are fitted anew.")] = "28d",
     covariates: Annotated[
@@ -470,7 +474,9 @@ def data_check(
 def data_schema(
     name: Annotated[
         str | None,
-        typer.Argument(help="A source, or visits, counts, covariates, forecasts, events, encounters, archive."),
+        typer.Argument(
+            help="A source, or visits, counts, covariates, forecasts, events, encounters, archive."
+        ),
     ] = None,
 ) -> None:
     """Show which tables and columns a source must have, and which it may."""
