@@ -16,7 +16,33 @@ class DataError(WardcastError):
 
 
 class SpecError(WardcastError):
-    """A spec, a concept table or a bundle contradicts itself."""
+    """A spec, a concept table or a bundle contradicts itself.
+
+    Attributes
+    ----------
+    code : str
+        What a service says that cannot score because of it.
+    """
+
+    code = "model_unusable"
+
+
+class BundleMissing(SpecError):
+    """There is no bundle where one was named."""
+
+    code = "model_missing"
+
+
+class BundleChanged(SpecError):
+    """A bundle's files are not those that were written with it."""
+
+    code = "model_hash_mismatch"
+
+
+class SchemaMismatch(SpecError):
+    """A bundle's model reads other features than its spec declares, or this version does not know its format."""
+
+    code = "schema_mismatch"
 
 
 class ConfigError(WardcastError):

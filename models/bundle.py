@@ -19,7 +19,7 @@ import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
 
-from features.errors import SpecError
+from features.errors import BundleChanged, BundleMissing, SchemaMismatch, SpecError
 from models.abstention import Abstention, known_of
 from models.calibration import Calibrator
 from models.spec import Spec
@@ -207,7 +207,7 @@ class Bundle:
             missing = [f for f in booster.feature_name() if f not in set(expected)]
             if missing or (name.split(".")[0] == "risk" and booster.feature_name() != expected):
                 some = ", ".join(missing[:3]) or "their order"
-                raise SpecError(
+                raise SchemaMismatch(
                     f"Bundle {self.name}@{self.version}: booster {name!r} and spec.toml disagree on "
                     f"features ({some}). The bundle was made by another version; train it again."
                 )
@@ -276,14 +276,14 @@ def dump_json(value: object) -> str:
 def _manifest(folder: Path) -> tuple[bytes, dict[str, Any]]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise SpecError(
+        raise BundleMissing(
             f"No model bundle at {folder}: {MANIFEST} is not there. "
             "Released bundles are models/<product>/released; `wardcast train` makes new ones."
         )
     content = path.read_bytes()
     manifest: dict[str, Any] = json.loads(content)
     if manifest.get("format") != FORMAT:
-        raise SpecError(f"{path} has format {manifest.get('format')}, this version reads {FORMAT}.")
+        raise SchemaMismatch(f"{path} has format {manifest.get('format')}, this version reads {FORMAT}.")
     return content, manifest
 
 
@@ -291,11 +291,11 @@ def _verify(folder: Path, files: Mapping[str, str]) -> None:
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     if present != set(files):
         odd = ", ".join(sorted(present ^ set(files))[:3])
-        raise SpecError(
+        raise BundleChanged(
             f"Bundle at {folder} has missing or unlisted files: {odd}. Restore it from its source."
         )
     for path, digest in files.items():
         if hashlib.sha256((folder / path).read_bytes()).hexdigest() != digest:
-            raise SpecError(
+            raise BundleChanged(
                 f"Bundle file {path} was changed after the bundle was made. Restore it from its source."
             )

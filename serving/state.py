@@ -76,8 +76,7 @@ class Wardcast:
         try:
             self._scorer = Scorer.load(self.settings.sepsis_model, self.settings.timezone)
         except SpecError as error:
-            missing = not self.settings.sepsis_model.exists()
-            self.problems["sepsis"] = "model_missing" if missing else "model_unusable"
+            self.problems["sepsis"] = error.code
             logger.error("model product=sepsis problem=%s detail=%s", self.problems["sepsis"], error)
             return
         self.bundles["sepsis"] = self._scorer.bundle

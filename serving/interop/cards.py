@@ -44,6 +44,14 @@ WHY_NOT: Final[Mapping[str, tuple[str, str]]] = {
         "Several encounters that are known here fit, so none is shown.",
     ),
     "model_missing": ("no model is loaded", "The keeper of the service finds the reason in its log."),
+    "model_hash_mismatch": (
+        "the model's files were changed",
+        "The keeper of the service finds the reason in its log.",
+    ),
+    "schema_mismatch": (
+        "the model and its features do not fit",
+        "The keeper of the service finds the reason in its log.",
+    ),
     "model_unusable": ("the model cannot be used", "The keeper of the service finds the reason in its log."),
 }
 

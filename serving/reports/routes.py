@@ -133,7 +133,7 @@ class Desk:
                 except SpecError as error:
                     raise Refusal(
                         503,
-                        "model_unusable",
+                        error.code,
                         f"The admissions model cannot be loaded: {error}",
                         "Set WARDCAST_ADMISSIONS_MODEL to a bundle folder, or run: wardcast train admissions.",
                     ) from None

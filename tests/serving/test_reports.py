@@ -468,7 +468,7 @@ def test_a_missing_model_is_said_not_thrown(make_service: Callable[..., Any], tm
     service = make_service(ADMISSIONS_MODEL=str(tmp_path / "nowhere"))
     answer = service.get("/v1/forecast/beds")
     assert answer.status_code == 503
-    assert answer.json()["error"]["code"] == "model_unusable"
+    assert answer.json()["error"]["code"] == "model_missing"
 
 
 def test_nobody_without_a_token_sees_the_beds(fed: Any):

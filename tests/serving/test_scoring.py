@@ -300,7 +300,7 @@ def test_a_model_that_was_tampered_with_is_not_served(make_service: Any, bundle:
     copy = shutil.copytree(bundle.folder, tmp_path / "copy")
     (copy / "decision.json").write_text((copy / "decision.json").read_text().replace("0.08", "0.80"))
     service = make_service(SEPSIS_MODEL=str(copy))
-    assert service.get("/readyz").json()["problems"] == ["model_unusable"]
+    assert service.get("/readyz").json()["problems"] == ["model_hash_mismatch"]
 
 
 @pytest.mark.parametrize(
