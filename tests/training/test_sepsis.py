@@ -109,7 +109,14 @@ def test_several_boosters_are_one_model(cohort, fold, small_spec, tmp_path):
     seen = cohort.scored
     assert raw[seen] == pytest.approx((each["risk.label"][seen] + each["risk.blind"][seen]) / 2)
     table = ablation.ablation(cohort, each, fold, spec)
-    assert [r["model"] for r in table[::2]] == ["all members", "label", "blind", "no clock", "no process", "neither"]
+    assert [r["model"] for r in table[::2]] == [
+        "all members",
+        "label",
+        "blind",
+        "no clock",
+        "no process",
+        "neither",
+    ]
     kept = ablation.trials(table, None)
     assert kept[-1].settings["leaves_out"] == "clock, process"
     assert set(kept[0].figures) == {"utility.all", "auroc.all", "utility.first48", "auroc.first48"}
@@ -122,7 +129,9 @@ def test_time_is_told_by_a_clock_and_not_by_noise(cohort, fold, small_spec):
     hours = np.where(cohort.patient % 3 == 0, cohort.hour + 45, cohort.hour)
     late = replace(cohort, hour=hours)
     noise = np.random.default_rng(1).normal(size=cohort.matrix.shape).astype(np.float32)
-    told = ablation.time_told(replace(late, matrix=np.column_stack([noise, hours]).astype(np.float32)), fold, spec, 1)
+    told = ablation.time_told(
+        replace(late, matrix=np.column_stack([noise, hours]).astype(np.float32)), fold, spec, 1
+    )
     assert told["auroc"] > 0.95
     assert told["r2"] > 0.9
     guessed = ablation.time_told(replace(late, matrix=noise), fold, spec, 1)
@@ -148,7 +157,9 @@ def test_the_bundle_scores_as_what_was_fitted(small_bundle, cohort, small_spec):
     boosters = sepsis.fit(cohort, cohort.scored, Spec.load(small_spec), threads=1)
     rows = cohort.matrix[cohort.scored][:200]
     assert list(boosters) == ["risk"]
-    assert np.array_equal(small_bundle.raw(rows), boosters["risk"].predict(rows, raw_score=True, num_threads=1))
+    assert np.array_equal(
+        small_bundle.raw(rows), boosters["risk"].predict(rows, raw_score=True, num_threads=1)
+    )
     assert np.array_equal(small_bundle.raw(rows), small_bundle.raw(rows, threads=2))
 
 
