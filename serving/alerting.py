@@ -11,7 +11,8 @@
     name = "rapid-response"
     url = "https://pager.example.org/wardcast"
     secret = "rapid-response.secret"     # a file beside this one, readable by its owner only; one secret a line
-    kinds = ["alert.raised"]             # all three where left out
+    kinds = ["alert.raised"]             # of raised, ended, acknowledged, which are all where left out;
+                                         # "monitor.alarm" is for who looks after the service
     identify = false                     # true: with the encounter's identity, unit, probability and reasons
 
 The threshold itself is the model's, from its decision record. Without the file the model's own policy stands and
@@ -42,12 +43,14 @@ RAISED: Final = "alert.raised"
 ENDED: Final = "alert.ended"
 ACKNOWLEDGED: Final = "alert.acknowledged"
 KINDS: Final = (RAISED, ENDED, ACKNOWLEDGED)
+MONITOR_ALARM: Final = "monitor.alarm"
+"""An alarm of the monitor: for those who look after the service, so only for receivers that ask for it."""
 SHORTEST_SECRET: Final = 32
 
 
 def _kind(kind: str) -> str:
-    if kind not in KINDS:
-        raise ValueError(f"must be one of {', '.join(KINDS)}")
+    if kind not in (*KINDS, MONITOR_ALARM):
+        raise ValueError(f"must be one of {', '.join((*KINDS, MONITOR_ALARM))}")
     return kind
 
 
@@ -110,7 +113,7 @@ class Alerting:
         SpecError
             They do not go together.
         """
-        return AlertPolicy.from_dict(dict(bundle.alert_policy) | self.rules)
+        return AlertPolicy.from_dict({**bundle.alert_policy, **self.rules})
 
     def tell(
         self,

@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from features.errors import WardcastError
-from serving import api, bulk
+from serving import api, bulk, heartbeat
 from serving.answers import Refusal
 from serving.feeds import fhir as fhir_in
 from serving.feeds.watch import Watch, look
@@ -47,6 +47,8 @@ def ready(request: Request) -> JSONResponse:
     """200 where the store answers and a model is loaded; else 503 and the reason codes."""
     problems = readiness(of(request))
     status: dict[str, Any] = {"status": "not_ready" if problems else "ready", "problems": problems}
+    # For information: a monitor that has stopped keeps nobody from scoring.
+    status["jobs"] = heartbeat.beats(of(request).settings.var)
     watched = _watch(of(request))
     if watched is not None:
         # Scores are given all the same, so no balancer should turn callers away: told, and not refused.
@@ -82,7 +84,7 @@ def readiness(state: Wardcast) -> list[str]:
 def metrics(request: Request) -> Response:
     """Counts and times. No label holds an identity."""
     state = of(request)
-    text = state.metrics.exposition(state.settings.var / "monitor")
+    text = state.metrics.exposition(state.settings.var / "monitor") + heartbeat.exposition(state.settings.var)
     watched = _watch(state)
     text += watched.exposition() if watched is not None else b""
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

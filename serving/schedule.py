@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from features.errors import WardcastError
+from serving.companion import told_to_stop
 from serving.settings import Settings
 
 FILE: Final = "schedule.json"
@@ -159,15 +159,18 @@ def jobs_of(settings: Settings) -> list[Job]:
 
         rhythm = every(timedelta(minutes=settings.feeds_minutes))
         jobs.append(Job("feeds", rhythm, lambda due: watch(settings, due)))
+    if settings.monitor:
+        from serving.monitoring.jobs import run_monitor
+
+        times = daily(settings.monitor, settings.timezone)
+        jobs.append(Job("monitor", times, lambda due: run_monitor(settings)))
     return jobs
 
 
 def main() -> None:
     """The process that ``wardcast serve`` keeps."""
     settings = Settings.from_env()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever keeps this process ends it
+    stop = told_to_stop()
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )

@@ -75,6 +75,8 @@ class Settings:
         Local clock times (``08:00``) at which the bed report is written, and posted where there is a mail server.
     feeds_minutes : int or None
         How often the monitor looks at the feeds for silence and flood; see :mod:`serving.monitoring.intake`.
+    monitor : tuple of str
+        Local clock times at which the monitor runs; never by itself where empty.
     smtp, mail_from, mail_to, smtp_password_file
         The mail server, the sender, the readers and the password; see :mod:`serving.reports.mail`.
     """
@@ -109,6 +111,7 @@ class Settings:
     alerts_file: Path | None = None
     push_file: Path | None = None
     huddles: tuple[str, ...] = ()
+    monitor: tuple[str, ...] = ()
     feeds_minutes: int | None = None
     smtp: str = ""
     mail_from: str = ""
@@ -172,7 +175,8 @@ class Settings:
             cds_file=_path(read, "CDS_FILE"),
             alerts_file=_path(read, "ALERTS_FILE"),
             push_file=_path(read, "PUSH_FILE"),
-            huddles=_clock_times(read.get("HUDDLES", "")),
+            huddles=_clock_times(read.get("HUDDLES", ""), "HUDDLES"),
+            monitor=_clock_times(read.get("MONITOR", ""), "MONITOR"),
             feeds_minutes=_number(read, "FEEDS_MINUTES", 5, 1, 60) if "FEEDS_MINUTES" in read else None,
             smtp=read.get("SMTP", ""),
             mail_from=read.get("MAIL_FROM", ""),
@@ -240,6 +244,7 @@ class Settings:
             "ALERTS_FILE": self.alerts_file,
             "PUSH_FILE": self.push_file,
             "HUDDLES": ",".join(self.huddles) or None,
+            "MONITOR": ",".join(self.monitor) or None,
             "FEEDS_MINUTES": self.feeds_minutes,
             "SMTP": self.smtp or None,
             "MAIL_FROM": self.mail_from or None,
@@ -302,11 +307,11 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, text.split(","))))
 
 
-def _clock_times(text: str) -> tuple[str, ...]:
+def _clock_times(text: str, name: str) -> tuple[str, ...]:
     times = _list(text)
     if not all(re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", t) for t in times):
         raise ConfigError(
-            "WARDCAST_HUDDLES must be clock times, with commas between, for example 08:00,16:00."
+            f"{PREFIX}{name} must be clock times, with commas between, for example 08:00,16:00."
         )
     return tuple(sorted(set(times)))
 

@@ -84,11 +84,11 @@ def compare(statements: Sequence[Mapping[str, Any]], visits: pd.DataFrame, until
         for level in table["level"].unique()
     }
     outcome, naive = [], []
-    for row in table.itertuples():
-        times = of_level[str(row.level)]["admission_time"]
-        outcome.append(census.count_between(times, row.start, row.end))
-        naive.append(_usual(times, row.start, row.end, row.at, first))
-    return table.assign(outcome=outcome, naive=naive)
+    for told in statements:
+        times = of_level[str(told["level"])]["admission_time"]
+        outcome.append(census.count_between(times, told["start"], told["end"]))
+        naive.append(_usual(times, told["start"], told["end"], told["at"], first))
+    return table.assign(outcome=outcome, naive=pd.Series(naive, index=table.index, dtype=object))
 
 
 def _usual(

@@ -6,8 +6,8 @@ gauges whichever process asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from serving.monitoring.findings import SEVERITIES
 
@@ -44,8 +44,40 @@ def gauges(result: MonitorResult) -> str:
             "The same when the model was made.",
             _each(features, "missing_reference"),
         ),
+        ("performance", "Scores against matured outcomes.", _measures(result.performance)),
+        ("matured_stays", "Stays judged by outcomes.", [({}, result.performance.get("stays"))]),
+        (
+            "calibration_evidence",
+            "Evidence against the probabilities; 20 by chance once in 20.",
+            _evidence(result),
+        ),
+        (
+            "alerts_acknowledged_share",
+            "Share of alerts acknowledged.",
+            [({}, result.people.get("acknowledged_share"))],
+        ),
+        (
+            "cards_overridden_share",
+            "Share of answered cards overridden.",
+            [({}, result.people.get("override_share"))],
+        ),
+        ("beds_coverage", "Share of bed forecasts whose 90 % interval held.", _beds(result, "coverage")),
+        ("beds_bias", "Mean of bed forecasts less what came.", _beds(result, "bias")),
     ]
     return "".join(_family(f"wardcast_monitor_{name}", text, samples) for name, text, samples in families)
+
+
+def _measures(performance: Mapping[str, Any]) -> list[Sample]:
+    return [({"measure": name}, value) for name, (value, *_) in performance.get("figures", {}).items()]
+
+
+def _evidence(result: MonitorResult) -> list[Sample]:
+    return [({}, result.performance.get("recalibration", {}).get("evidence"))]
+
+
+def _beds(result: MonitorResult, key: str) -> list[Sample]:
+    rows = [row for row in result.admissions.get("horizons", ()) if row["level"] == "hospital"]
+    return [({"horizon": r["horizon"]}, r[key]["90"] if key == "coverage" else r[key]) for r in rows]
 
 
 def _each(features: Iterable[dict[str, object]], key: str) -> list[Sample]:

@@ -186,7 +186,7 @@ def _alike(rows: pd.DataFrame, hit: Bools) -> float:
 def _alert_change(scored: pd.DataFrame, hit: Bools, usual: float, limits: Limits) -> Finding | None:
     """A change of volume that is still going on and that the totals do not show yet."""
     hour, start = _hours(scored["prediction_time"])
-    count = np.bincount(hour, weights=hit)
+    count = np.bincount(hour, weights=hit).astype(np.float64)
     expected = usual * np.bincount(hour).astype(np.float64)
     effect = _alike(scored, hit)
     found = change(count, expected, effect, CHANGED)
@@ -312,7 +312,7 @@ def _reason_began(predictions: pd.DataFrame, reason: str) -> datetime | None:
         return None
     bad = (_codes(predictions) == reason).to_numpy() & (predictions["status"] != "scored").to_numpy()
     hour, start = _hours(predictions["prediction_time"])
-    count, tried = np.bincount(hour, weights=bad), np.bincount(hour).astype(np.float64)
+    count, tried = (np.bincount(hour, weights=w).astype(np.float64) for w in (bad, np.ones(len(bad))))
     third = int(np.searchsorted(np.cumsum(tried), tried.sum() / 3)) + 1
     early, of = float(count[:third].sum()), float(tried[:third].sum())
     stays = predictions.loc[bad, "encounter_id"].nunique()

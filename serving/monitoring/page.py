@@ -17,6 +17,19 @@ from serving.monitoring.result import MonitorResult
 from serving.render import environment
 
 ICONS: Final = {ALARM: "▲", WATCH: "◆", NOTE: "●", "ok": "✓"}
+MEASURES: Final = (
+    ("observed_expected", "Observed / expected, by hour", 2),
+    ("intercept", "Calibration in the large, log-odds", 2),
+    ("slope", "Calibration slope", 2),
+    ("ici", "ICI, by hour", 4),
+    ("auroc", "AUROC, by hour", 3),
+    ("page_ppv", "PPV of a page: onset within 24 h", 2),
+    ("stay_ppv", "PPV of a paged stay", 2),
+    ("sensitivity", "Sensitivity: septic stays paged before onset", 2),
+    ("lead_h_median", "Median lead time of these, hours", 1),
+    ("pages_per_100_patient_days", "Pages per 100 patient-days", 1),
+    ("prevalence_per_stay", "Prevalence, by stay", 3),
+)
 TREND_WORDS: Final = {
     "feed_silent": "share without a value",
     "missing_more": "share without a value",
@@ -57,6 +70,7 @@ def _context(result: MonitorResult, link: str) -> dict[str, Any]:
         "histogram": _svg(bars),
         "rows": sorted(result.features, key=_most_changed),
         "evidently_link": link,
+        "measures": MEASURES,
     }
 
 
@@ -101,6 +115,7 @@ def _pictures(finding: Finding, result: MonitorResult) -> list[tuple[str, Markup
 def _templates(timezone: str) -> Environment:
     templates = environment(timezone)
     zone = ZoneInfo(timezone)
+    templates.filters["when"] = datetime.fromisoformat
     templates.filters |= {
         "instant": lambda t: (
             f"{t.astimezone(zone):%a} {t.astimezone(zone).day} {t.astimezone(zone):%b %Y %H:%M}"

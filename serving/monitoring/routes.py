@@ -86,5 +86,7 @@ def standing(home: Path, now: datetime) -> list[str]:
         ]
     if now - started > STALE:
         hours = (now - started) / timedelta(hours=1)
-        return [f"The monitor last ran {hours:,.0f} hours ago. Schedule wardcast monitor at least daily."]
+        return [
+            f"The monitor last ran {hours:,.0f} hours ago. Set WARDCAST_MONITOR to a time of day, for example 05:00."
+        ]
     return []

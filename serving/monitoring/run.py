@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +36,7 @@ from serving.monitoring.metrics import gauges
 from serving.monitoring.page import render_report
 from serving.monitoring.result import GAUGES, HEARTBEAT, LAST, MonitorResult, write_atomically
 from serving.monitoring.safely import safely
+from serving.monitoring.telling import tell
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -186,11 +187,28 @@ def _monitor(
     )
     if intake is not None:
         arrivals.keep(home, intake, to_us(closes))
+    result = _news(settings, result)
     write_atomically(home / LAST, _json(result))
     write_atomically(home / GAUGES, gauges(result))
     if output is None:
         _prune(home / "runs")
     return result
+
+
+def _news(settings: Settings, result: MonitorResult) -> MonitorResult:
+    """Have webhooks told of new alarms; where that fails, the result says so."""
+    from serving.store.store import Store
+
+    def send() -> list[Finding]:
+        store = Store.open(settings.store_url, settings.store_key or None, settings.site)
+        try:
+            tell(store, settings, result.findings, "run")
+        finally:
+            store.close()
+        return []
+
+    failed = safely("whom to tell of alarms", send)
+    return replace(result, findings=(*result.findings, *failed)) if failed else result
 
 
 def _intake(
