@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from features.errors import ConfigError
 from models.bundle import Bundle
-from serving import schedule, webhooks
+from serving import messenger, schedule
 from serving.alerting import Alerting
 from serving.app import create_app
 from serving.feeds.station import LISTENER, Keeper, check_port
@@ -174,7 +174,7 @@ def companions(settings: Settings) -> list[tuple[str, ...]]:
     wanted = (
         (LISTENER, settings.mllp_port is not None),
         (push.PROCESS, settings.push_file is not None),
-        (webhooks.PROCESS, bool(Alerting.of(settings).receivers)),
+        (messenger.PROCESS, bool(Alerting.of(settings).receivers)),
         (schedule.PROCESS, bool(schedule.jobs_of(settings))),
     )
     return [command for command, on in wanted if on]

@@ -16,8 +16,6 @@ import json
 import logging
 import os
 import secrets
-import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +27,6 @@ from sqlalchemy import Connection, func, insert, select, update
 from serving.store.store import Store
 from serving.store.tables import webhooks
 
-PROCESS: Final = (sys.executable, "-m", "serving.webhooks")
 SIGNATURE: Final = "Wardcast-Signature"
 DELIVERY: Final = "Wardcast-Delivery"
 KIND: Final = "Wardcast-Kind"
@@ -216,24 +213,3 @@ def run(store: Store, receivers: Sequence[Receiver], stop: threading.Event, cloc
     stop.set()
     for thread in threads:
         thread.join(TIMEOUT_S)
-
-
-def main() -> None:
-    """The process that ``wardcast serve`` keeps where there are receivers."""
-    from serving.alerting import Alerting
-    from serving.settings import Settings
-    from serving.state import wall_us
-
-    settings = Settings.from_env()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever keeps this process ends it
-    store = Store.open(settings.store_url, settings.store_key or None, settings.site)
-    try:
-        run(store, Alerting.of(settings).receivers, stop, wall_us)
-    finally:
-        store.close()
-
-
-if __name__ == "__main__":
-    main()

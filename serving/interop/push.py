@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from models.scope import SCORED
+from serving.companion import told_to_stop
 from serving.interop.resources import Resource, flag, observation, provenance, risk_assessment, standing
 from serving.interop.smart import BackendClient, PushError, read_target
 from serving.rounds import STORED
@@ -180,9 +180,7 @@ def main() -> None:
     settings = Settings.from_env()
     if settings.push_file is None:
         return
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever keeps this process ends it
+    stop = told_to_stop()
     client = BackendClient(*read_target(settings.push_file))
     state = Wardcast(settings)
     try:
