@@ -24,7 +24,7 @@ from training.plots import figures
 REPO: Final = Path(__file__).resolve().parent.parent
 RELEASED: Final = "released:"
 URI: Final = "MLFLOW_TRACKING_URI"
-MOST_METRICS: Final = 3000
+MOST_METRICS: Final = 6000
 AT_ONCE: Final = 500
 """Metrics sent in one go; MLflow takes a thousand."""
 
