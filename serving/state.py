@@ -29,6 +29,7 @@ from serving.security.clients import CdsClients, spend
 from serving.security.identity import Caller, Credentials
 from serving.settings import Settings
 from serving.store import audit, log
+from serving.store.engine import CACHE_KIB
 from serving.store.messages import MessageLog
 from serving.store.store import Store
 from serving.store.tables import replay_clock
@@ -50,13 +51,13 @@ class Wardcast:
         With ``base.html``.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, cache_kib: int = CACHE_KIB) -> None:
         self.settings = settings
         # What can be refused is read before the store is opened, so that a refusal leaves no store open.
         self.credentials = Credentials.of(settings)
         self.cds = CdsClients.of(settings)
         self.alerting = Alerting.of(settings)
-        self.store = Store.open(settings.store_url, settings.store_key or None, settings.site)
+        self.store = Store.open(settings.store_url, settings.store_key or None, settings.site, cache_kib)
         self.messages = self._message_log()
         self.metrics = Metrics()
         self.notices = Notices(settings.var / "monitor")

@@ -21,6 +21,8 @@ from serving.store.messages import MessageLog
 
 ENDS_WITHIN_S: Final = 10.0
 RESTART_S: Final = 2.0
+CACHE_KIB: Final = 256 * 1024
+"""For the pages of the store that the reader of the log keeps: each event of a backlog touches some at random."""
 APPLIER: Final = (sys.executable, "-m", "serving.feeds.station")
 LISTENER: Final = (sys.executable, "-m", "cli", "mllp")
 
@@ -119,7 +121,7 @@ def apply() -> None:
     settings = Settings.from_env()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever keeps this process ends it
     log = MessageLog.open(settings.store_url, settings.store_key or None)
-    run(Wardcast(settings), log)
+    run(Wardcast(settings, CACHE_KIB), log)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from serving.store import postgres
 from serving.store.tables import SCHEMA_VERSION, audit_head, metadata, schema_version
 
 BUSY_MS = 15_000
+CACHE_KIB = 32 * 1024
+"""Pages of the file that a connection keeps. SQLite's own 2 MiB are soon full; a page read again is decrypted again."""
 AT_ONCE = 64
 """Deeds that share one transaction."""
 UNWRITABLE: Final = (
@@ -115,7 +117,7 @@ class _Job(Generic[T]):
             self.error = error
 
 
-def open_database(url: str, key: str | None, writers: str = "store") -> Database:
+def open_database(url: str, key: str | None, writers: str = "store", cache_kib: int = CACHE_KIB) -> Database:
     """Open a store, and lay its tables out if it is new.
 
     Parameters
@@ -123,6 +125,8 @@ def open_database(url: str, key: str | None, writers: str = "store") -> Database
     writers
         Writers of one name queue; those of different names, who write to different tables, do not wait for each other
         where they share a PostgreSQL database.
+    cache_kib
+        Memory for the pages of an SQLite file, each connection.
 
     Raises
     ------
@@ -134,7 +138,7 @@ def open_database(url: str, key: str | None, writers: str = "store") -> Database
     if url.startswith("sqlite:///"):
         path = Path(url.removeprefix("sqlite:///"))
         try:
-            database = Database(_sqlite(path, key))
+            database = Database(_sqlite(path, key, cache_kib))
         except OSError as error:
             raise ConfigError(UNWRITABLE.format(path=path, why=error.strerror)) from None
     elif url.startswith("postgresql"):
@@ -189,7 +193,7 @@ def _lay_out(database: Database) -> None:
         )
 
 
-def _sqlite(path: Path, key: str | None) -> Engine:
+def _sqlite(path: Path, key: str | None, cache_kib: int) -> Engine:
     from sqlcipher3 import dbapi2
 
     if key is not None and not re.fullmatch(r"[0-9a-f]{64}", key):
@@ -204,12 +208,13 @@ def _sqlite(path: Path, key: str | None) -> Engine:
         connection.execute("pragma journal_mode=wal")
         connection.execute("pragma synchronous=full")
         connection.execute("pragma temp_store=memory")
-
+        connection.execute(f"pragma cache_size=-{cache_kib}")
         return connection
 
     engine = create_engine(
-        "sqlite://", module=dbapi2, creator=connect, poolclass=QueuePool, pool_size=8, hide_parameters=True
-    )
+        "sqlite://", module=dbapi2, creator=connect, poolclass=QueuePool, pool_size=8, pool_use_lifo=True,
+        hide_parameters=True,
+    )  # fmt: skip
     event.listen(engine, "begin", _begin)
     path.touch(mode=0o600)
     return engine

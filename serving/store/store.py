@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from features.errors import DataError
 from serving.clock import to_us
 from serving.store import audit, facts, log
-from serving.store.engine import Database, open_database
+from serving.store.engine import CACHE_KIB, Database, open_database
 
 VISIT_COLUMNS = (
     "encounter_id", "subject_id", "arrival_time", "decision_time", "admission_time", "discharge_time", "specialty",
@@ -43,8 +43,8 @@ class Store:
         self._site = site
 
     @classmethod
-    def open(cls, url: str, key: str | None, site: str = "site") -> Store:
-        """Open a store, making it where there is none.
+    def open(cls, url: str, key: str | None, site: str = "site", cache_kib: int = CACHE_KIB) -> Store:
+        """Open a store, making it where there is none; ``cache_kib`` as :func:`open_database` has it.
 
         Raises
         ------
@@ -53,7 +53,7 @@ class Store:
         DataError
             The store was written by another version.
         """
-        return cls(open_database(url, key), site)
+        return cls(open_database(url, key, cache_kib=cache_kib), site)
 
     def close(self) -> None:
         """Give the connections back."""

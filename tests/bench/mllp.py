@@ -2,7 +2,7 @@
 
 ORU^R01 of 8 OBX, 50 connections that each wait for their answer, loopback, sender and listener on the same machine.
 Beside it the disk's own rate: one synchronised write after the other, which a listener that writes message by message
-could not exceed. ``--all`` runs for a minute, and kills the listener 200 times.
+could not exceed. ``--all`` runs for a minute, kills the listener 200 times, and drains a backlog of 330,000 messages.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ ALL = os.environ.get("WARDCAST_BENCH") == "all"
 CONNECTIONS = 50
 SECONDS = 60.0 if ALL else 10.0
 KILLS = 200 if ALL else 20
+BACKLOG = 330_000 if ALL else 6_000
+"""What queues up while an interface is away for four hours at 1,000 beds."""
+BEDS = 1_000
+PACE = 120
+"""Results a second at the peak of a hospital of 1,000 beds."""
 STAY = datetime.now(UTC) - timedelta(hours=6)
 VITALS = (
     ("8867-4", 96, "/min"), ("8480-6", 112, "mm[Hg]"), ("8478-0", 74, "mm[Hg]"), ("8310-5", 38, "Cel"),
@@ -182,6 +187,7 @@ def bench() -> Iterator[dict[str, Any]]:
         else:
             yield {"name": "python_hl7_messages", "value": theirs, "unit": "1/s"}
         yield from _whole(folder)
+        yield from _drained(folder)
         yield from _killed(folder)
 
 
@@ -231,6 +237,7 @@ def _whole(folder: Path) -> Iterator[dict[str, Any]]:
                 break
             time.sleep(0.2)
         yield {"name": "messages_applied", "value": applied / (time.perf_counter() - begun), "unit": "1/s"}
+        yield from _fresh(port, store)
         log.close()
         store.close()
     finally:
@@ -238,6 +245,93 @@ def _whole(folder: Path) -> Iterator[dict[str, Any]]:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _paced(port: int, seconds: float) -> dict[str, float]:
+    """Send :data:`PACE` messages a second over one connection; when each was acknowledged, by its order."""
+    acknowledged: dict[str, float] = {}
+
+    async def both() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def hear() -> None:
+            while len(acknowledged) < int(PACE * seconds):
+                said = await reader.readuntil(b"\x1c\r")
+                acknowledged["O" + said.split(b"\rMSA|AA|")[1].split(b"|")[0].decode()] = time.monotonic()
+
+        hearing, begun = asyncio.create_task(hear()), time.monotonic()
+        for n in range(int(PACE * seconds)):
+            await asyncio.sleep(max(0.0, begun + n / PACE - time.monotonic()))
+            writer.write(oru(f"paced{n}", n % CONNECTIONS, datetime.now(UTC)))
+        await hearing
+        writer.close()
+
+    asyncio.run(both())
+    return acknowledged
+
+
+def _fresh(port: int, store: Any) -> Iterator[dict[str, Any]]:
+    """From the acknowledgement of a result to the first score that has read it, while more results come."""
+    scored: list[tuple[float, str, int]] = []
+    heard = threading.Event()
+
+    def look() -> None:
+        query, last = "select seq, encounter_id, events_seq from predictions where seq > {} order by seq", 0
+        while not heard.is_set() or not scored:
+            with store.read() as connection:
+                rows = connection.exec_driver_sql(query.format(last)).all()
+            scored.extend((time.monotonic(), who, reach) for _, who, reach in rows)
+            last = rows[-1][0] if rows else last
+            time.sleep(0.1)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    acknowledged = _paced(port, SECONDS)
+    time.sleep(15)
+    heard.set()
+    looking.join()
+    query = "select source_id, encounter_id, seq from events where code = 'LOINC//8867-4'"
+    with store.read() as connection:
+        rows = connection.exec_driver_sql(query).all()
+    kept = {source.partition("/")[0]: (who, seq) for source, who, seq in rows}
+    took = []
+    for order, when in acknowledged.items():
+        who, seq = kept.get(order, ("", 0))
+        seen = (at for at, scored_who, reach in scored if scored_who == who and reach >= seq)
+        took.append(max(0.0, next(seen, float("inf")) - when))
+    p99 = float(np.quantile(took, 0.99))
+    yield {"name": f"result_to_score_p99_at_{PACE}_a_second", "value": p99, "unit": "s", "goal": "<= 5"}
+
+
+def _drained(folder: Path) -> Iterator[dict[str, Any]]:
+    """A backlog read into the store, and everyone in it scored; the listener is away meanwhile."""
+    from serving.feeds.applier import Applier
+    from serving.feeds.station import CACHE_KIB
+    from serving.ingest import acks
+    from serving.settings import Settings
+    from serving.state import Wardcast
+    from serving.store.messages import MessageLog
+
+    settings = Settings.from_env({"WARDCAST_VAR": str(folder / "backlog")})
+    state, log = Wardcast(settings, CACHE_KIB), MessageLog.open(settings.store_url, settings.store_key)
+    state.scorer.warm()
+    beds = min(BEDS, BACKLOG // 10)
+    for first in range(0, BACKLOG, 1000):
+        sent = [
+            admission(n) if n < beds else oru(f"B{n}", n % beds, STAY + timedelta(seconds=n // 20))
+            for n in range(first, min(first + 1000, BACKLOG))
+        ]
+        log.add([acks.read(body.strip(b"\x0b\x1c\r")).arrival for body in sent], first + 1)
+    begun, busy = time.perf_counter(), time.process_time()
+    Applier(state, log).drain()
+    took, busy = time.perf_counter() - begun, time.process_time() - busy
+    log.close()
+    state.store.close()
+    yield {"name": f"backlog_of_{BACKLOG}_s", "value": took, "unit": "s"} | (
+        {"goal": "<= 480"} if BACKLOG == 330_000 else {}
+    )
+    yield {"name": "backlog_messages", "value": BACKLOG / took, "unit": "1/s", "goal": ">= 687"}
+    yield {"name": "backlog_messages_a_cpu_second", "value": BACKLOG / busy, "unit": "1/s"}
 
 
 def _killed(folder: Path) -> Iterator[dict[str, Any]]:
