@@ -238,11 +238,19 @@ def _numbers(value: Any, prefix: str = "") -> dict[str, float]:
 def _label(entry: Any, place: int, size: int) -> str:
     """Rows of a table are named by what they are about; value and interval by what they mean."""
     if isinstance(entry, Mapping) and "hours" in entry:
-        where = entry.get("hospital") or f"{entry.get('trained_on')}_to_{entry.get('tested_on')}"
-        return f"{where}.{str(entry['hours']).replace('<= ', 'first')}"
+        return f"{_about(entry)}.{str(entry['hours']).replace('<= ', 'first')}"
     if isinstance(entry, Mapping | list) or size not in (2, 3):
         return str(place)
     return ("low", "high")[place] if size == 2 else ("value", "low", "high")[place]
+
+
+def _about(row: Mapping[str, Any]) -> str:
+    """Whom or what a row of a table is about, other than its hours: no two rows of one table are called alike."""
+    if "trained_on" in row:
+        return f"{row['trained_on']}_to_{row['tested_on']}"
+    if "group" in row:
+        return f"{row['group']}.{row['value']}"
+    return str(next((row[key] for key in ("hospital", "policy", "model") if row.get(key)), "unknown"))
 
 
 def _name(prefix: str) -> str:
