@@ -165,7 +165,8 @@ def _found(entry: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Iterator[
         figure = _walk(row, entry["figure"])
         if isinstance(figure, list):
             # Value, low and high; an interval that stands alone has no value.
-            figure = figure[BOUNDS[entry.get("bound", "value")] - (3 - len(figure))]
+            place = BOUNDS[entry.get("bound", "value")] - (3 - len(figure))
+            figure = figure[place] if place >= 0 else None
         yield _who(row, where), figure
 
 

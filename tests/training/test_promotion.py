@@ -166,6 +166,8 @@ def test_figures_are_found_bounded_and_never_taken_for_granted():
     assert measured([{"auroc": None}], at_least=0) == ("not measured everywhere", False)
     assert measured([{"auroc": float("nan")}], at_least=0) == ("nan", False)
     assert measured(rows[2:], at_least=0, **each) == ("not measured", False)
+    assert measured([{"auroc": [0.1, 0.9]}], bound="low", at_least=0.5) == ("0.1", False)
+    assert measured([{"auroc": [0.1, 0.9]}], at_least=0.5) == ("not measured everywhere", False)
 
 
 @pytest.mark.parametrize("product", ["sepsis", "admissions"])
