@@ -435,8 +435,8 @@ def _limits(data: Table, evaluation: Table) -> str:
             "The data are hourly and begin with intensive care. Measurements from before it, or other habits of "
             "measuring, change what counts and times since the last measurement mean; units are converted, habits "
             "cannot be.",
-            "No race, language or social data were available; fairness was not measured beyond hospital. There are no "
-            "dates, so nothing is known of how it ages.",
+            "No race, language or social data were available; fairness was measured by hospital, age, sex and kind of "
+            "unit only. There are no dates, so nothing is known of how it ages.",
         ]
     )
 

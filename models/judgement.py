@@ -125,7 +125,8 @@ def _calibration(evaluation: Table) -> str:
             number(m["observed_expected"], 2),
         ]
         for row in evaluation.get("calibration", [])
-        for name, m in row["methods"].items()
+        for name in METHODS
+        if (m := row["methods"].get(name))
     ]
     told = "Ways to calibrate, each on patients that it was not fitted on; the first two columns are proper scores:\n\n"
     head = ["Hospital", "Hours", "Method", "Log loss", "Brier", "ICI", "Slope", "O/E"]

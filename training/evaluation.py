@@ -2,7 +2,7 @@
 
 Alarms are judged hour by hour as the challenge does, pages as a ward meets them. Figures are given over all hours and
 within the first 48, where the length of a stay gives nothing away, by hospital, age, sex and unit, and beside humble
-rivals on the same rows: the clock, SIRS, qSOFA, NEWS2, SOFA, and a logistic regression.
+rivals on the same rows: the clock, SIRS, qSOFA, NEWS2 and SOFA.
 """
 
 from __future__ import annotations
