@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -13,6 +13,8 @@ from serving.context import request_id
 from serving.schemas import FieldProblem, explain_errors
 
 R = TypeVar("R", bound=BaseModel)
+MANY_ERRORS: Final = 20_000
+"""More are counted, not read: a body of nothing but errors would take a kilobyte of memory for each."""
 
 
 class Refusal(Exception):
@@ -55,19 +57,23 @@ def parse(contract: type[R], body: bytes) -> R:
     try:
         return contract.model_validate_json(body)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-    if details[0]["type"] == "json_invalid":
+        count = error.error_count()
+        details = error.errors(include_url=False) if count <= MANY_ERRORS else []
+    if details and details[0]["type"] == "json_invalid":
         raise Refusal(
             400,
             "invalid_json",
             "The body is not JSON that can be read.",
             "Send one JSON object, no deeper than the contract.",
         )
-    fields = explain_errors(details, contract)
+    many = FieldProblem(
+        field="body", problem=f"{count:,} fields have problems", remedy="See /openapi.json for the contract."
+    )
+    fields = explain_errors(details, contract) if details else [many]
     raise Refusal(
         422,
         "invalid_input",
-        f"{len(details):,} fields cannot be used.",
+        f"{count:,} fields cannot be used.",
         "Mend the fields named here.",
         fields,
     )

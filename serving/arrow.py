@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from features.clean import clean, contradictions
 from features.featureset import FeatureSet
-from serving.answers import Refusal
+from serving.answers import Refusal, too_many_events
 from serving.clock import to_us
 from serving.ingest.events import AFTER, DUPLICATE, FUTURE, TOLERANCE_US, Fault, Item, fault_of, policy_us
 from serving.schemas import EncounterIn, FieldProblem, explain_errors
@@ -52,6 +52,8 @@ ANSWER: Final = pa.schema(
 )  # fmt: skip
 FIRST: Final = to_us(datetime(1900, 1, 1, tzinfo=UTC))
 LAST: Final = to_us(datetime(2200, 1, 1, tzinfo=UTC))
+LONGEST_LABEL: Final = 4 * 128
+"""Bytes of a text about an encounter, of which the contract takes 128 characters."""
 LONGEST: Final = {"concept": 64, "code": 256, "text": 2000, "unit": 64}
 _FINAL: Final = pd.Index(["final"], dtype=object)
 NAT: Final = np.iinfo(np.int64).min
@@ -74,18 +76,21 @@ class Batch:
     refused: dict[int, FieldProblem]
 
 
-def read_stream(body: bytes) -> pa.Table:
+def read_stream(body: bytes, most: int) -> pa.Table:
     """The table of an uncompressed Arrow IPC stream, every buffer checked, in the columns of the contract.
 
     Raises
     ------
     Refusal
-        400 where it is no such stream, 422 where a column is unknown, missing or of another type.
+        400 where it is no such stream, 413 where it has more than ``most`` rows, 422 where a column is unknown, missing
+        or of another type.
     """
     try:
         _refuse_packed(body)
         with pa.ipc.open_stream(body) as reader:
             table = reader.read_all()
+        if table.num_rows > most:
+            raise too_many_events(table.num_rows, most, "patients")
         table.validate(full=True)
     except (pa.ArrowException, OSError, struct.error, ValueError, IndexError):
         raise Refusal(
@@ -146,6 +151,9 @@ def _events(column: pa.ChunkedArray) -> pa.ChunkedArray:
     fields = [field.name for field in kind.value_type]
     if set(fields) - set(EVENT) or len(set(fields)) < len(fields) or "time" not in fields:
         raise _no_column("has events with fields that are not known, or without time")
+    if not pa.types.is_timestamp(kind.value_type.field("time").type):
+        # Nulls and codes of a dictionary take hardly a byte: a small body could hold any number of events.
+        raise _no_column("has events with time that is no plain timestamp")
     for field in kind.value_type:
         _check_kind(field.type, EVENT[field.name], f"events.{field.name}")
     return column
@@ -153,10 +161,21 @@ def _events(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _cast(column: pa.ChunkedArray, wanted: pa.DataType, name: str) -> pa.ChunkedArray:
     _check_kind(column.type, wanted, name)
+    if pa.types.is_dictionary(column.type) and _longest_label(column) > LONGEST_LABEL:
+        raise _no_column(f"has values in {name} that are too long")  # each row would get its copy
     try:
         return column.cast(wanted)
     except pa.ArrowException:
         raise _no_column(f"has values in {name} that are no {wanted}") from None
+
+
+def _longest_label(column: pa.ChunkedArray) -> int:
+    """Bytes of the longest label of a dictionary of texts; 0 of other dictionaries."""
+    labels = column.type.value_type
+    if not (pa.types.is_string(labels) or pa.types.is_large_string(labels)):
+        return 0
+    longest = (pa.compute.max(pa.compute.binary_length(c.dictionary)).as_py() for c in column.chunks)
+    return max((size or 0 for size in longest), default=0)
 
 
 def _check_kind(found: pa.DataType, wanted: pa.DataType, name: str) -> None:
@@ -255,10 +274,9 @@ def _column(column: Any, kind: pa.DataType) -> pd.Series:
     if kind == pa.float64():
         return pd.Series(column.cast(kind).to_numpy(zero_copy_only=False), dtype=np.float64)
     plain = column if pa.types.is_dictionary(column.type) else column.cast(kind).dictionary_encode()
-    labels = pd.Index(plain.dictionary.to_pylist(), dtype=object)
-    if not labels.is_unique or labels.hasnans:
-        return _column(plain.dictionary_decode(), kind)
-    codes = plain.indices.fill_null(-1).to_numpy().astype(np.int64)
+    # A dictionary may hold a label twice, or none as a label.
+    place, labels = pd.factorize(pd.Index(plain.dictionary.to_pylist(), dtype=object))
+    codes = np.append(place, -1)[plain.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)]
     return pd.Series(pd.Categorical.from_codes(codes, categories=labels))
 
 

@@ -46,7 +46,8 @@ async def _body(request: Request) -> bytes:
     openapi_extra={
         "requestBody": {
             "required": True,
-            "description": "JSON, or an Arrow IPC stream. WARDCAST_MAX_BODY_BYTES bounds both.",
+            "description": "JSON, or an Arrow IPC stream. WARDCAST_MAX_BODY_BYTES bounds both, and "
+            "WARDCAST_MAX_EVENTS how many patients there are.",
             "content": takes("BulkRequest")["requestBody"]["content"]
             | {arrow.STREAM: {"schema": BINARY | {"description": ARROW_IN}}},
         }
@@ -63,7 +64,8 @@ def bulk(request: Request, body: Annotated[bytes, Depends(_body)]) -> Response:
 
 
 def _objects(request: Request, body: bytes) -> JSONResponse:
-    state, asked = of(request), _patients(body)
+    state = of(request)
+    asked = _patients(state, body)
     scorer, created = state.scorer, state.now_us()
     told = [_told(state, one, created) for one in asked]
     good = [
@@ -88,15 +90,18 @@ def _objects(request: Request, body: bytes) -> JSONResponse:
     return JSONResponse({"model": scorer.bundle.model_id, "created_time": iso(created), "scores": said})
 
 
-def _patients(body: bytes) -> list[ScoreRequest | Refusal]:
+def _patients(state: Wardcast, body: bytes) -> list[ScoreRequest | Refusal]:
     """Every patient of the body, or why it cannot be read."""
     try:
-        return list(parse(BulkRequest, body).patients)
+        patients = parse(BulkRequest, body).patients
+        within_limit(state, "patients", patients)
+        return list(patients)
     except Refusal as refusal:
-        whole = None if refusal.status == 400 else json.loads(body)
+        whole = json.loads(body) if refusal.status == 422 else None
         items = whole.get("patients") if isinstance(whole, dict) and set(whole) == {"patients"} else None
         if not isinstance(items, list):
             raise
+    within_limit(state, "patients", items)
     return [_patient(item) for item in items]
 
 
@@ -122,7 +127,8 @@ def _refused(refusal: Refusal) -> dict[str, Any]:
 
 
 def _columns(request: Request, body: bytes) -> Response:
-    state, table = of(request), arrow.read_stream(body)
+    state = of(request)
+    table = arrow.read_stream(body, state.settings.max_events)
     scorer, created = state.scorer, state.now_us()
     batch = arrow.understand_table(table, scorer.bundle.spec.features, created, wall_us())
     scores, identities = [], []

@@ -191,7 +191,7 @@ class ScoreRequest(Contract):
 
 
 class BulkRequest(Contract):
-    """Any number of patients, each as if asked about alone."""
+    """Many patients, each as if asked about alone."""
 
     patients: list[ScoreRequest] = Field(
         description="Each is judged for itself: one that cannot be read has its own refusal among the answers.",

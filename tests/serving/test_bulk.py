@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -184,9 +185,80 @@ def test_streams_that_are_broken_or_packed_are_refused(service: Any, patients: l
         answer = service.client.post(
             "/v1/sepsis/score/bulk", content=body, headers=service.headers | {"Content-Type": STREAM}
         )
-        assert answer.status_code in (200, 400, 415, 422), answer.text
+        assert answer.status_code in (200, 400, 413, 415, 422), answer.text
         if body is packed:
             assert answer.json()["error"]["code"] == "packed_arrow"
+
+
+def _of_nulls(n: int) -> pa.Table:
+    """Any number of events in no bytes at all."""
+    events = pa.StructArray.from_arrays([pa.nulls(n)], ["time"])
+    return pa.table(
+        {"encounter_id": ["E"], "events": pa.ListArray.from_arrays(pa.array([0, n], pa.int32()), events)}
+    )
+
+
+def _of_labels(n: int, label: str) -> pa.Table:
+    """A long text that a stream holds once and every row would hold for itself."""
+    who = pa.DictionaryArray.from_arrays(pa.array([0] * n, pa.int8()), pa.array([label]))
+    none = pa.array([[]] * n, pa.list_(pa.struct({"time": pa.timestamp("us", "UTC")})))
+    return pa.table({"encounter_id": who, "events": none})
+
+
+@pytest.mark.parametrize(
+    ("table", "status"),
+    [
+        (_of_nulls(100_000_000), 422),
+        (_of_labels(2_000, "x" * 1_000_000), 422),
+        (_of_labels(10_001, "E"), 413),
+        (_of_labels(3, "E"), 200),
+    ],
+)
+def test_a_small_body_does_not_grow_large(service: Any, table: pa.Table, status: int):
+    tracemalloc.start()
+    before = pa.total_allocated_bytes()
+    answer = service.client.post(
+        "/v1/sepsis/score/bulk", content=stream(table), headers=service.headers | {"Content-Type": STREAM}
+    )
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert answer.status_code == status, answer.text
+    assert held < 64 << 20
+    assert pa.total_allocated_bytes() - before < 64 << 20
+
+
+def test_more_patients_than_one_call_may_carry_are_refused_unread(service: Any):
+    for patients in ([7] * 10_001, [7] * 30_000):
+        answer = service.post("/v1/sepsis/score/bulk", {"patients": patients})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_patients")
+
+
+def test_a_body_of_nothing_but_errors_is_counted_and_not_read(service: Any):
+    error = service.post("/v1/events", {"events": [7] * 20_001}).json()["error"]
+    assert error["code"] == "invalid_input"
+    assert [f["problem"] for f in error["fields"]] == ["20,001 fields have problems"]
+
+
+def test_a_label_that_a_dictionary_holds_twice_is_one(service: Any, patients: list[dict[str, Any]]):
+    table = rows(patients[:1])
+    events = table["events"].combine_chunks()
+    names = events.values.field("concept").to_pylist()
+    known = [*dict.fromkeys(names), *dict.fromkeys(names), None]
+    codes = pa.array([known.index(n) + (k % 2) * len(set(names)) for k, n in enumerate(names)], pa.int32())
+    twice = {f.name: events.values.field(f.name) for f in events.values.type}
+    twice["concept"] = pa.DictionaryArray.from_arrays(codes, pa.array(known, pa.string()))
+    told = pa.StructArray.from_arrays(list(twice.values()), list(twice))
+    other = table.set_column(
+        table.schema.get_field_index("events"), "events", pa.ListArray.from_arrays(events.offsets, told)
+    )
+    first, second = (
+        service.client.post(
+            "/v1/sepsis/score/bulk", content=stream(t), headers=service.headers | {"Content-Type": STREAM}
+        )
+        for t in (table, other)
+    )
+    raw = [pa.ipc.open_stream(a.content).read_all()["raw"].to_pylist() for a in (first, second)]
+    assert raw[0] == raw[1] != [None]
 
 
 _names = st.sampled_from(["heart_rate", "lactate", "sbp", "teeth"])
