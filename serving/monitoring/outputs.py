@@ -219,14 +219,18 @@ def _unit_silence(scored: pd.DataFrame, hit: Bools) -> list[Finding]:
 
     With ``k`` patients alerted before, in ``n`` rows, none in the next ``m`` has a chance of ``(n / (n + m)) ** k``.
     """
-    units = scored["unit"].fillna("").astype("str").to_numpy() if "unit" in scored else np.array([])
-    names = [u for u in np.unique(units) if u]
+    if "unit" not in scored:
+        return []
+    codes, every = pd.factorize(scored["unit"])
+    names = [str(u) for u in every if u]
     found = []
-    for name in names if len(names) > 1 else ():
-        here = np.flatnonzero(units == name)
+    for code, name in enumerate(map(str, every)) if len(names) > 1 else ():
+        if not name:
+            continue
+        here = np.flatnonzero(codes == code)
         hits = np.flatnonzero(hit[here])
-        patients = scored["encounter_id"].to_numpy()[here[hits]]
-        n, k = (int(hits[-1]) + 1 if len(hits) else 0), len(np.unique(patients))
+        n = int(hits[-1]) + 1 if len(hits) else 0
+        k = scored["encounter_id"].iloc[here[hits]].nunique()
         tail = here[n:]
         if k < 5 or not len(tail):
             continue
@@ -276,10 +280,10 @@ def not_scored(predictions: pd.DataFrame) -> dict[str, int]:
 
 def _codes(rows: pd.DataFrame) -> pd.Series:
     """The bounded part of each reason: ``feature_stale(lactate, 9 h)`` is ``feature_stale``."""
-    reason = (
-        rows["reason"].where(rows["reason"].notna() & (rows["reason"] != ""), rows["status"]).astype("str")
-    )
-    return reason.str.extract(r"^([a-z_]+)", expand=False).fillna("other")
+    given, status = (rows[name].astype("object") for name in ("reason", "status"))
+    codes, found = pd.factorize(given.where(given.notna() & (given != ""), status).astype("object"))
+    bounded = pd.Series(found, dtype="str").str.extract(r"^([a-z_]+)", expand=False).fillna("other")
+    return pd.Series(bounded.to_numpy()[codes], index=rows.index, dtype="str")
 
 
 def _reason(predictions: pd.DataFrame, reason: str, n: int, in_scope: int) -> Iterator[Finding]:
@@ -310,7 +314,8 @@ def _reason_began(predictions: pd.DataFrame, reason: str) -> datetime | None:
     """Since when a reason is commoner than it was in the first third of the period; None where it is not."""
     if len(predictions) < 30 or reason in EXPECTED_REASONS:
         return None
-    bad = (_codes(predictions) == reason).to_numpy() & (predictions["status"] != "scored").to_numpy()
+    bad = np.array(predictions["status"] != "scored")
+    bad[bad] = (_codes(predictions[bad]) == reason).to_numpy()
     hour, start = _hours(predictions["prediction_time"])
     count, tried = (np.bincount(hour, weights=w).astype(np.float64) for w in (bad, np.ones(len(bad))))
     third = int(np.searchsorted(np.cumsum(tried), tried.sum() / 3)) + 1

@@ -30,6 +30,8 @@ SURE: Final = 100.0
 FEWEST_SEPTIC: Final = 20
 """Fewer septic stays than this tell nothing of a refit, and no figure by group is shown."""
 FEWEST_STAYS: Final = 50
+MOST_SAID: Final = 1e6
+"""Nobody is surer than this of data, labels and code."""
 LEAST: Final = 5
 """With fewer septic stays no interval can be had."""
 MOST_STAYS: Final = 20_000
@@ -291,8 +293,10 @@ def _calibration(
         severity=ALARM if bet.value >= SURE else WATCH,
         what=what,
         where="all stays",
-        certainty=f"evidence {bet.value:,.0f}, by chance at most 1 in {bet.value:,.0f}, however often it is looked at"
-        + (f"; told after {after:,} labels" if after else ""),
+        certainty=f"by chance at most 1 in {min(bet.value, MOST_SAID):,.0f}, however often it is looked at; "
+        f"told after {after:,} labels"
+        if after
+        else f"interval of the slope over {told['stays']:,} stays",
         action=advice["words"],
         since=advice["since"],
     )
@@ -346,7 +350,8 @@ def _advice(
     )
     return {
         "advised": bool(advised), "since": began, "until": ended, "stays": len(mine), "septic": septic,
-        "enough": enough, "command": command, "words": words, "evidence": bet.value, "after": bet.found(LIKELY),
+        "enough": enough, "command": command, "words": words, "evidence": min(bet.value, MOST_SAID),
+        "after": bet.found(LIKELY),
     }  # fmt: skip
 
 

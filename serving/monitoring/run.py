@@ -31,12 +31,14 @@ from serving.monitoring.evidently_report import EvidentlyReport, choose, drift_r
 from serving.monitoring.findings import NOTE, WATCH, Batch, Finding, Limits, Reference
 from serving.monitoring.inputs import MixUp, concept_of, mix_ups_from_table
 from serving.monitoring.ledger import Ledger
+from serving.monitoring.logged import Logged, read_log
 from serving.monitoring.lookback import LookBack, look_back
 from serving.monitoring.metrics import gauges
 from serving.monitoring.page import render_report
 from serving.monitoring.result import GAUGES, HEARTBEAT, LAST, MonitorResult, write_atomically
 from serving.monitoring.safely import safely
 from serving.monitoring.telling import tell
+from serving.store import scores
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -91,25 +93,6 @@ class Watched:
         return cls(
             bundle.model_id, bundle.reference, float(bundle.thresholds["alert"]), bundle.gain(), derived
         )
-
-
-@dataclass(frozen=True)
-class Logged:
-    """The prediction log of a period.
-
-    Attributes
-    ----------
-    attempts : DataFrame
-        Every prediction of this model, scored or not: ``prediction_id, encounter_id, prediction_time, status,
-        reason, probability, page, unit``; in order of time.
-    features : DataFrame, one row a scored prediction, indexed by ``prediction_id``
-    others : int
-        Predictions of other models in the period.
-    """
-
-    attempts: pd.DataFrame
-    features: pd.DataFrame
-    others: int = 0
 
 
 def monitor(
@@ -231,23 +214,6 @@ def _intake(
     return safely("feeds and units", check), found[0] if found else None
 
 
-def read_log(store: Store, bundle: Bundle, since: datetime, until: datetime) -> Logged:
-    """Read the period's predictions of this bundle, and the features of those that were scored."""
-    everything = store.predictions(since, until)
-    mine = everything["model_id"] == bundle.model_id
-    same_product = everything["model_id"].astype("str").str.startswith(f"{bundle.name}@")
-    attempts = everything[mine].sort_values("prediction_time", kind="stable").reset_index(drop=True)
-    about, matrix = store.prediction_features(since, until, bundle.model_id)
-    names = list(bundle.feature_names)
-    if len(matrix) == 0:
-        matrix = np.empty((0, len(names)), np.float32)
-    columns = names[: matrix.shape[1]]  # a log narrower than the model is a finding, not a crash
-    features = pd.DataFrame(
-        matrix[:, : len(columns)], columns=columns, index=about["prediction_id"].to_numpy()
-    )
-    return Logged(attempts, features, int((same_product & ~mine).sum()))
-
-
 def examine(
     logged: Logged,
     watched: Watched,
@@ -272,11 +238,12 @@ def examine(
     limits = limits or Limits()
     reference = Reference.from_profile(watched.profile)
     scored = logged.attempts[logged.attempts["status"] == "scored"].reset_index(drop=True)
-    batch = _batch(logged, scored)
+    sample = scored if logged.sample is None else logged.sample
+    batch = _batch(logged, sample)
     checked = _checked(batch, reference, limits, watched)
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    report, error = _evidently(batch, scored, watched, folder, rng) if evidently else (None, "switched off")
+    report, error = _evidently(batch, sample, watched, folder, rng) if evidently else (None, "switched off")
     threshold = watched.threshold
     findings = [
         *safely("freshness", lambda: outputs.check_fresh(logged.attempts, until)),
@@ -352,8 +319,9 @@ def _period(
 ) -> tuple[datetime, datetime]:
     closes = _instant(until, settings.timezone)
     if closes is None and settings.clock == "replay":
-        times = store.predictions(model_id=bundle.model_id)["prediction_time"]
-        closes = times.max().to_pydatetime() + timedelta(seconds=1) if len(times) else None
+        with store.read() as connection:
+            newest = scores.last(connection, bundle.model_id)
+        closes = None if newest is None else datetime.fromtimestamp(newest / 1e6 + 1, UTC)
     closes = closes or datetime.now(UTC)
     opens = _instant(since, settings.timezone) or closes - PERIOD
     if opens >= closes:
@@ -369,14 +337,16 @@ def _instant(value: str | datetime | None, timezone: str) -> datetime | None:
 
 
 def _batch(logged: Logged, scored: pd.DataFrame) -> Batch:
-    features = logged.features.reindex(scored["prediction_id"]).reset_index(drop=True)
+    features = logged.features
+    if logged.sample is None:
+        features = features.reindex(scored["prediction_id"]).reset_index(drop=True)
     return Batch.of(
         features, stay=scored["encounter_id"], time=scored["prediction_time"], unit=_units(scored)
     )
 
 
 def _units(scored: pd.DataFrame) -> pd.Series:
-    return scored["unit"].fillna("").astype("str")
+    return scored["unit"].astype("object").fillna("").astype("str")
 
 
 def _evidently(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from sqlalchemy import Connection, func, select
 
-from serving.store.facts import received_range
+from serving.store.facts import chunks, received_range
 from serving.store.tables import predictions
 
+TRIED: Final = ("encounter_id", "unit", "prediction_time", "status", "reason", "probability", "page")
 COLUMNS: Final = ("encounter_id", "unit", "prediction_time", "probability", "page")
 AT_ONCE: Final = 50_000
 
@@ -28,6 +30,68 @@ def last(connection: Connection, model_id: str) -> int | None:
     p = predictions.c
     when = connection.execute(select(func.max(p.prediction_time)).where(p.model_id == model_id)).scalar()
     return None if when is None else int(when)
+
+
+def others(connection: Connection, since: int, until: int, model_id: str) -> int:
+    """How many predictions of a period were made by other bundles of the same product."""
+    p = predictions.c
+    product = model_id.partition("@")[0] + "@"
+    query = select(func.count()).where(
+        received_range(since, until, p.prediction_time),
+        p.model_id != model_id,
+        p.model_id.startswith(product, autoescape=True),
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def attempts(
+    connection: Connection, since: int, until: int, model_id: str, most: int = AT_ONCE
+) -> Iterator[pd.DataFrame]:
+    """Every prediction of a model in a period, scored or not, in order of time, so many at a time; :data:`TRIED`.
+
+    ``prediction_time`` in microseconds, missing texts "", a missing probability NaN.
+    """
+    p = predictions.c
+    query = select(*(p[name] for name in TRIED)).where(
+        received_range(since, until, p.prediction_time), p.model_id == model_id
+    )
+    result = connection.execution_options(yield_per=most).execute(query.order_by(p.prediction_time, p.seq))
+    for rows in result.partitions(most):
+        columns = dict(zip(TRIED, zip(*rows, strict=True), strict=True))
+        yield pd.DataFrame(
+            {
+                **{
+                    name: pd.Series(["" if v is None else v for v in columns[name]], dtype=object)
+                    for name in ("encounter_id", "unit", "status", "reason")
+                },
+                "prediction_time": np.array(columns["prediction_time"], np.int64),
+                "probability": np.array(
+                    [np.nan if v is None else v for v in columns["probability"]], np.float64
+                ),
+                "page": np.array(columns["page"], bool),
+            }
+        )
+
+
+def features_of(
+    connection: Connection, ids: Iterable[str], since: int, until: int, model_id: str
+) -> Iterator[tuple[pd.DataFrame, npt.NDArray[np.float32]]]:
+    """Scored predictions of some encounters with the features they read, as :func:`read` and shape (n, n_features).
+
+    Rows whose features are of another length than the first of their batch are left out.
+    """
+    p = predictions.c
+    for some in chunks(ids):
+        query = select(*(p[name] for name in COLUMNS), p.features).where(
+            p.encounter_id.in_(some), received_range(since, until, p.prediction_time), p.model_id == model_id,
+            p.status == "scored",
+        )  # fmt: skip
+        rows = connection.execute(query.order_by(p.encounter_id, p.prediction_time, p.seq)).all()
+        rows = [row for row in rows if len(row[-1]) == len(rows[0][-1])]
+        if rows:
+            matrix = np.frombuffer(b"".join(bytes(row[-1]) for row in rows), "<f4").reshape(len(rows), -1)
+            table = pd.DataFrame([tuple(row[:-1]) for row in rows], columns=list(COLUMNS))
+            yield table.assign(unit=table["unit"].fillna("")), matrix.astype(np.float32)
 
 
 def read(

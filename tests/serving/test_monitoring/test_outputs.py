@@ -93,7 +93,7 @@ def test_a_service_that_went_quiet_is_noticed(ward, run, hours, severity):
 
 
 def test_a_unit_that_never_alerts_any_more_is_named(ward, run, watched):
-    w = ward(1500)
+    w = ward(3000)
     broken = (w.time >= pd.Timestamp("2026-01-08T00:00Z")).to_numpy() & (w.unit == "East").to_numpy()
     w.probability = np.where(broken, np.minimum(w.probability, 0.9 * watched.threshold), w.probability)
     finding = next(f for f in run(w.logged()).findings if f.kind.startswith("alerts"))
