@@ -95,8 +95,8 @@ def check_alerts(
 ) -> list[Finding]:
     """Are there as many scores at or above the alert threshold as the reference lets expect? Up and down.
 
-    Five looks: silence since the last one, the whole period, the last 24 hours, a change that a CUSUM over hours sees
-    earlier, silence of one unit; the first that speaks is reported.
+    Five looks: silence since the last one, silence of one unit, the whole period, the last 24 hours, a change that a
+    CUSUM over hours sees earlier; the first that speaks is reported.
 
     Parameters
     ----------
@@ -108,8 +108,9 @@ def check_alerts(
         return []
     hit = scored["probability"].to_numpy(np.float64) >= threshold
     silence = _alert_silence(scored, hit, usual)
-    if silence:
-        return [silence]
+    quiet = [silence] if silence else _unit_silence(scored, hit)
+    if quiet:
+        return quiet
     recent = (scored["prediction_time"] > scored["prediction_time"].iloc[-1] - RECENT).to_numpy()
     looks = [("in this period", np.ones(len(scored), bool)), ("in its last 24 hours", recent)]
     for words, rows in looks if not recent.all() else looks[:1]:
@@ -117,7 +118,7 @@ def check_alerts(
         if finding:
             return [finding]
     changed = _alert_change(scored, hit, usual, limits)
-    return [changed] if changed else _unit_silence(scored, hit)
+    return [changed] if changed else []
 
 
 def _alert_silence(scored: pd.DataFrame, hit: Bools, usual: float) -> Finding | None:

@@ -85,13 +85,29 @@ def hours(stays: int, length: int, risk: np.ndarray, page: bool = False) -> Hour
 def test_an_hour_is_judged_when_its_horizon_and_the_wait_have_passed():
     told = hours(1, 10, np.array([0.1]))
     onset = pd.Series([START + pd.Timedelta(hours=8)], index=["stay-0"], dtype=UTC_US)
-    judged = judge(told, Outcomes(onset, timedelta(hours=72), "x"), RULE, (START + pd.Timedelta(hours=78)).to_pydatetime())
+    judged = judge(
+        told,
+        Outcomes(onset, timedelta(hours=72), "x"),
+        RULE,
+        (START + pd.Timedelta(hours=78)).to_pydatetime(),
+    )
     assert judged.hour.tolist() == [START.value / 3.6e12], "t + 6 h + 72 h has come for the first hour only"
     judged = judge(told, Outcomes(onset, timedelta(0), "x"), RULE, LATER)
     assert judged.label.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
-    assert judge(told, Outcomes(onset.iloc[:0], timedelta(0), "x"), RULE, LATER).stays == 0, "not told, not judged"
+    assert judge(told, Outcomes(onset.iloc[:0], timedelta(0), "x"), RULE, LATER).stays == 0, (
+        "not told, not judged"
+    )
     strict = Rule(RULE.target, None, PHYSIONET_2019)
-    assert judge(told, Outcomes(onset, timedelta(0), "x"), strict, LATER).label.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert judge(told, Outcomes(onset, timedelta(0), "x"), strict, LATER).label.tolist() == [
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_two_predictions_of_an_hour_are_one_and_its_page_is_kept():
