@@ -22,7 +22,6 @@ from features.sources.outlook import Outlook
 from features.sources.visits import VISIT_COLUMNS, known_at, visit_events
 from features.windows import FlatEvents
 from models.beds import (
-    FLOWS,
     HOSPITAL,
     OTHER,
     UNKNOWN,
@@ -35,6 +34,7 @@ from models.beds import (
     windows_at,
 )
 from models.bundle import Bundle
+from models.draws import FLOWS
 from models.forecast import LEVELS, Counts, in_words
 from models.surge import Surge
 
@@ -205,6 +205,8 @@ class BedForecast:
             "discharges": _counts(cell.discharges, cell.parts["discharges"]),
             "net": _counts(cell.net, cell.net_mean),
             "occupied_after": _counts(cell.occupied_after),
+            "probability_over_92": cell.over(0.92),
+            "probability_over_95": cell.over(0.95),
             "probability_short": cell.short,
         }
 
@@ -274,7 +276,11 @@ def forecast_beds(
     cells = assemble(model, situation, futures, windows, capacity)
     surge = _surge(model, situation, windows)
     fresh = _freshness(seen, events, situation, model)
-    past = _record(visits, events, bundle, model, now, timezone, record_days) if record_days else ()
+    past = (
+        _record(visits, events, bundle, model, now, timezone, record_days, beside.covariates)
+        if record_days
+        else ()
+    )
     return BedForecast(
         at=now,
         timezone=timezone,
@@ -318,9 +324,13 @@ def _rng(at: pd.Timestamp) -> np.random.Generator:
 
 def _record(
     visits: pd.DataFrame, events: pd.DataFrame, bundle: Bundle, model: BedModel, now: pd.Timestamp, timezone: str,
-    days: int,
+    days: int, covariates: pd.DataFrame | None,
 ) -> tuple[Past, ...]:  # fmt: skip
-    """Forecasts of whole days, made again at this clock time of the day before each, for the days that have passed."""
+    """Forecasts of whole days, made again at this clock time of the day before each, for the days that have passed.
+
+    Covariates are read as known then. The elective list is not: what it said on earlier days is not kept, so that the
+    usual rate of electives stands in for it. Moves change no day's beds needed of the whole hospital.
+    """
     flat = bundle.spec.features.flatten(pd.concat([events, visit_events(visits)], ignore_index=True))
     wall = now.tz_convert(ZoneInfo(timezone)).tz_localize(None)
     first = visits.loc[visits["admission_time"].isna(), "arrival_time"].min()
@@ -332,7 +342,7 @@ def _record(
         then = then.tz_convert("UTC")
         if pd.isna(first) or then < first + pd.Timedelta(days=7):
             continue
-        out.append(_past(visits, flat, bundle, model, then, timezone))
+        out.append(_past(visits, flat, bundle, model, then, timezone, covariates))
     return tuple(out)
 
 
@@ -343,9 +353,10 @@ def _past(
     model: BedModel,
     then: pd.Timestamp,
     timezone: str,
+    covariates: pd.DataFrame | None,
 ) -> Past:
     window = next(w for w in windows_at(then, timezone) if w.key == "tomorrow")
-    situation = model.situation(known_at(visits, then), events, bundle, then, timezone)
+    situation = model.situation(known_at(visits, then), events, bundle, then, timezone, covariates=covariates)
     futures = model.futures(situation, [window], _rng(then), RECORD_DRAWS)
     needed = assemble(model, situation, futures, [window], None)[-1].needed
     low, lower, middle, upper, high = (needed.quantile(level) for level in SPREAD)
