@@ -56,8 +56,9 @@ def decide(
             why[raised[-1]["alert_id"]] = {"unit": score.unit, "reasons": [r.text for r in score.reasons[:5]]}
         elif before.active and not decision.active:
             over.append(score.encounter_id)
-    log.add_alerts(connection, raised)
+    replaced = log.add_alerts(connection, raised)
     when = scores[0].prediction_time if scores else 0
+    alerting.tell(connection, ENDED, replaced, when)
     alerting.tell(connection, RAISED, raised, when, why)
     _end(connection, over, when, alerting)
     log.keep_alert_memory(connection, kept)

@@ -216,11 +216,16 @@ def open_alerts(connection: Connection) -> list[str]:
     )
 
 
-def add_alerts(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raise alerts; one that was still open for the same encounter ends, since this one takes its place."""
+def add_alerts(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Raise alerts; one that was still open for the same encounter ends, since this one takes its place.
+
+    Returns those that ended, as they are now.
+    """
+    ended: list[dict[str, Any]] = []
     for row in rows:
-        end_alerts(connection, [row["encounter_id"]], row["raised_time"])
+        ended += end_alerts(connection, [row["encounter_id"]], row["raised_time"])
         connection.execute(insert(alerts), [dict(row)])
+    return ended
 
 
 def end_alerts(connection: Connection, ids: Sequence[str], when: int) -> list[dict[str, Any]]:

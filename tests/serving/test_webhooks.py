@@ -117,6 +117,25 @@ def test_each_step_of_an_alert_is_told_signed_and_without_the_patient(
     assert service.get("/alert", id="0" * 32).status_code == 404
 
 
+def test_an_alert_that_another_replaces_is_told_to_have_ended(
+    make_service: Any, patient: Any, pager: Pager, tmp_path: Path
+):
+    service = make_service(ALERTS_FILE=alerts_file(tmp_path, pager.url, rules="[rules]\nreraise = 1.01"))
+    who = patient("enc-78").rounds(range(6), heart_rate=112.0, lactate=5.0)
+    service.send(who.news(5))
+    for hour in (6, 7, 8):
+        who.measure(hour, "heart_rate", 100.0 + 8 * hour).measure(hour, "lactate", 2.0 * hour)
+        who.measure(hour, "map", 95.0 - 6 * hour).measure(hour, "wbc", 3.0 * hour)
+        service.send(who.news(hour, hour - 1))
+    sender = deliver(service, [service.state.now_us()])
+    while sender.step():
+        pass
+    told = [(json.loads(body)["kind"], json.loads(body)["alert_id"]) for _, body in pager.came]
+    raised = [alert for kind, alert in told if kind == "alert.raised"]
+    assert len(raised) > 1
+    assert [alert for kind, alert in told if kind == "alert.ended"] == raised[:-1]
+
+
 def test_who_may_know_is_told_whom_it_is_about(make_service: Any, patient: Any, pager: Pager, tmp_path: Path):
     more = 'identify = true\nkinds = ["alert.raised"]'
     service = make_service(ALERTS_FILE=alerts_file(tmp_path, pager.url, more))
