@@ -45,7 +45,8 @@ ANSWER: Final = pa.schema(
     [
         ("encounter_id", pa.string()), ("prediction_id", pa.string()), ("prediction_time", INSTANT),
         ("status", pa.string()), ("probability", pa.float64()), ("raw", pa.float64()), ("threshold", pa.float64()),
-        ("alert", pa.bool_()), ("reasons", pa.list_(pa.string())), ("used", pa.int32()),
+        ("alert", pa.bool_()), ("interval", pa.list_(pa.float64())),
+        ("indeterminate", pa.bool_()), ("reasons", pa.list_(pa.string())), ("used", pa.int32()),
         ("ignored", pa.list_(pa.struct({"event": pa.int32(), "field": pa.string(), "reason": pa.string()}))),
         ("problem", pa.string()),
     ]
@@ -456,6 +457,8 @@ def _row(score: Score, identity: str, sent: int, ignored: Sequence[tuple[int, Fa
         "probability": score.probability,
         "raw": score.raw,
         "alert": score.alert,
+        "interval": score.interval,
+        "indeterminate": score.indeterminate,
         "reasons": [reason.text for reason in score.reasons],
         "used": sent - len(ignored),
         "ignored": [{"event": k, "field": f, "reason": reason} for k, (reason, f, _) in ignored],

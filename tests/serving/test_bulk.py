@@ -105,7 +105,8 @@ def test_columns_get_what_objects_get(service: Any, patients: list[dict[str, Any
     table = in_columns(service, patients).to_pylist()
     for one, row in zip(patients, table, strict=True):
         single = alone(service, one)
-        for name in ("status", "probability", "raw", "alert", "used", "encounter_id", "threshold"):
+        same = ("status", "probability", "raw", "alert", "used", "encounter_id", "threshold", "indeterminate")
+        for name in (*same, "interval"):
             assert row[name] == single[name], name
         fields = [f"events[{i['event']}].{i['field']}" for i in row["ignored"]]
         assert (fields, [i["reason"] for i in row["ignored"]]) == (
