@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import Connection
 
-from features.errors import DataError
+from features.errors import ConfigError, DataError
 from models.abstention import INDETERMINATE, THIN_RECORD
 from models.scope import OUT_OF_SCOPE, SCORED
 from serving.alerting import ACKNOWLEDGED
@@ -228,7 +228,7 @@ def risk(request: Request, encounter: Encounter, explain: bool | None = None) ->
     "/what-if",
     summary="What a score would have been with other last values",
     openapi_extra=takes("WhatIfRequest"),
-    responses=gives(WhatIfAnswer, 400, 404, 413, 415),
+    responses=gives(WhatIfAnswer, 400, 404, 413, 415, 503),
 )
 def what_if(request: Request, body: Body) -> JSONResponse:
     """Make a logged prediction again with the last value of some concepts changed; nothing of it is kept."""
@@ -240,7 +240,13 @@ def what_if(request: Request, body: Body) -> JSONResponse:
         except DataError as error:
             raise Refusal(404, "unknown_prediction", str(error), "Give one that was answered.") from None
     state.audit(request, "what if", [row["encounter_id"]])
-    told = repeat(state.store, state.settings, asked.prediction_id, asked.changes)
+    try:
+        told = repeat(state.store, state.settings, asked.prediction_id, asked.changes)
+    except ConfigError:  # it names folders of this machine, which are nobody's business who calls
+        raise Refusal(
+            503, "model_gone", f"The prediction was made by {row['model_id']}, which is no longer here.",
+            "Ask about a newer prediction, or have its keeper bring the bundle back.",
+        ) from None  # fmt: skip
     kept = {name: told[name] for name in ("prediction_id", "prediction_time", "model")}
     return JSONResponse(kept | {"given": told["probability"]} | told["what_if"])
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from features.errors import DataError
 from serving.explain import explain_prediction
+from serving.store.tables import models
 from serving.whatif import changes_of
 
 
@@ -55,6 +58,19 @@ def test_a_stored_prediction_can_be_asked_too_and_the_log_does_not_grow(service:
     by_command = explain_prediction(service.settings, said["prediction_id"], changes_of(["lactate=1.0"]))
     assert by_command["what_if"]["raw"] == told["raw"]
     assert by_command["probability"] == said["probability"]
+
+
+def test_a_model_that_is_gone_is_said_to_be_without_naming_folders(
+    service: Any, logged: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+):
+    monkeypatch.setattr(
+        service.state, "settings", replace(service.settings, sepsis_model=tmp_path, var=tmp_path)
+    )
+    with service.state.store.write() as connection:
+        connection.execute(delete(models))
+    answer = what_if(service, logged[1]["prediction_id"], lactate=1.0)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_gone")
+    assert str(tmp_path) not in answer.text
 
 
 @pytest.mark.parametrize(
