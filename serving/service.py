@@ -27,6 +27,7 @@ from serving.app import create_app
 from serving.feeds.station import LISTENER, Keeper, check_port
 from serving.interop import push
 from serving.interop.smart import read_target
+from serving.reports.mail import Mailbox
 from serving.security.identity import Credentials
 from serving.settings import ROOT, Settings, worker_count
 from serving.state import Wardcast as State
@@ -124,12 +125,13 @@ def preflight(settings: Settings) -> None:
     Raises
     ------
     WardcastError
-        The bundle is missing or was changed, the store does not open, the credentials cannot be read, or the port is
-        taken.
+        The bundle is missing or was changed, the store does not open, the credentials cannot be read, the mail server
+        or its readers are no such thing, or the port is taken.
     """
     Alerting.of(settings).policy(Bundle.load_served(settings.sepsis_model))
     Store.open(settings.store_url, settings.store_key or None).close()
     Credentials.of(settings)
+    Mailbox.of(settings.smtp, settings.mail_from, settings.mail_to, settings.smtp_password_file)
     check_port(settings.host, settings.port, "WARDCAST_PORT")
     if settings.push_file is not None:
         read_target(settings.push_file)

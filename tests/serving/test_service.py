@@ -152,5 +152,7 @@ def test_the_preflight_finds_what_would_fail_later(make_service: Any, tmp_path: 
         with pytest.raises(ConfigError, match=f"port {port}: .*WARDCAST_PORT"):
             preflight(replace(settings, port=port))
     preflight(replace(settings, port=free_port()))
+    with pytest.raises(ConfigError, match="WARDCAST_MAIL_TO"):
+        preflight(replace(settings, smtp="smtps://mail.example.org", mail_from="beds@example.org"))
     with pytest.raises(ConfigError, match="Restore the key"):
         preflight(replace(settings, port=free_port(), store_key="1e" * 32))
