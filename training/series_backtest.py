@@ -68,7 +68,8 @@ def _stamp(text: str, option: str, panel: Panel) -> pd.Timestamp:
         stamp = pd.Timestamp(text)
     except ValueError:
         raise DataError(f"{option} {text!r} is no date. Write for example 2026-01-12.") from None
-    stamp = stamp.tz_localize(None) if stamp.tzinfo is None else stamp.tz_convert("UTC").tz_localize(None)
+    if stamp.tzinfo is not None:
+        stamp = stamp.tz_convert(panel.zone or "UTC").tz_localize(None)
     return stamp.floor("h" if panel.step_h == 1 else "D")
 
 

@@ -67,6 +67,8 @@ ZERO_HOURS_EXPECTED: Final = 15.0
 ZERO_DAYS_LOOK: Final = 28
 INCREDIBLE: Final = 10.0
 """A zero after days whose median is at least this is no count: a Poisson day of 10 is empty once in 22,000 days."""
+MOST_YEARS: Final = 60
+"""A file that spans more has a mistyped year, whose grid would fill the memory."""
 FLOWS: Final = {
     "arrivals": "arrival_time",
     "admissions": "admission_time",
@@ -370,17 +372,26 @@ def wall_clock(column: pd.Series, timezone: str, name: str) -> tuple[pd.Series, 
     DataError
         Nothing in the column is a time.
     """
-    stamps = column
-    if stamps.dtype.kind != "M":
-        stamps = pd.to_datetime(column.astype("str").where(column.notna()), errors="coerce", format="ISO8601")
+    stamps, zone = _parsed(column, timezone)
     if stamps.dtype.kind != "M" or not stamps.notna().any():
         raise DataError(
             f"Column {name!r} holds no dates that can be read. Write ISO 8601, such as 2026-01-12 or 2026-01-12T08:00."
         )
-    aware = isinstance(stamps.dtype, pd.DatetimeTZDtype)
-    if aware:
+    if isinstance(stamps.dtype, pd.DatetimeTZDtype):
         stamps = stamps.dt.tz_convert(ZoneInfo(timezone)).dt.tz_localize(None)
-    return stamps.astype("datetime64[us]"), timezone if aware else "", int(stamps.isna().sum())
+    return stamps.astype("datetime64[us]"), zone, int(stamps.isna().sum())
+
+
+def _parsed(column: pd.Series, timezone: str) -> tuple[pd.Series, str]:
+    """A column as times, and the site's zone if they came with an offset; summer's and winter's may both be there."""
+    if column.dtype.kind == "M":
+        return column, timezone if isinstance(column.dtype, pd.DatetimeTZDtype) else ""
+    text = column.astype("str").str.strip().where(column.notna(), "")
+    if visits.with_offset(text).any():
+        return visits.instants(column.reset_index(drop=True), len(column), timezone)[0].set_axis(
+            column.index
+        ), timezone
+    return pd.to_datetime(text.where(text != ""), errors="coerce", format="ISO8601"), ""
 
 
 def _identities(rows: pd.DataFrame, by: Sequence[str]) -> pd.Series:
@@ -396,7 +407,18 @@ def _identities(rows: pd.DataFrame, by: Sequence[str]) -> pd.Series:
 def _grid(stamps: pd.Series, step_h: int) -> pd.DatetimeIndex:
     if stamps.empty:
         raise DataError("No row has a stamp that can be read and belongs to a series. Check time and series.")
-    return pd.date_range(stamps.min(), stamps.max(), freq="h" if step_h == 1 else "D", unit="us")
+    return _steps(stamps.min(), stamps.max(), "h" if step_h == 1 else "D", "both")
+
+
+def _steps(
+    first: pd.Timestamp, last: pd.Timestamp, step: str, inclusive: Literal["both", "left"]
+) -> pd.DatetimeIndex:
+    if last - first > pd.Timedelta(days=365 * MOST_YEARS):
+        raise DataError(
+            f"The stamps go from {first:%Y-%m-%d} to {last:%Y-%m-%d}, more than {MOST_YEARS} years: one of them is "
+            "mistyped. Correct it or leave its row out."
+        )
+    return pd.date_range(first, last, freq=step, inclusive=inclusive, unit="us")
 
 
 def _table(
@@ -525,7 +547,7 @@ def _flows(times: Mapping[str, pd.Series], specialty: pd.Series | None, step_h: 
     unit = "h" if step_h == 1 else "D"
     lead = next(iter(times.values())).dropna()
     first, last = lead.min().floor(unit), lead.max().floor(unit)
-    grid = pd.date_range(first, last, freq=unit, inclusive="left", unit="us")
+    grid = _steps(first, last, unit, "left")
 
     def counted(t: pd.Series) -> pd.Series:
         n: pd.Series = t.dropna().dt.floor(unit).value_counts().reindex(grid, fill_value=0).astype("float64")

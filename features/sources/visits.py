@@ -245,9 +245,7 @@ def instants(source: pd.Series | None, n: int, timezone: str) -> tuple[pd.Series
         return instants, pd.Series(False, index=range(n)), moved
     text = source.astype("str").str.strip().where(source.notna(), "")
     filled = text != ""
-    offset = text.str.contains(r"(?:[Zz]|[+-]\d{2}:?\d{2})$", regex=True) & text.str.contains(
-        ":", regex=False
-    )
+    offset = with_offset(text)
     instants = nothing.copy()
     if (filled & offset).any():
         aware = pd.to_datetime(text[filled & offset], errors="coerce", utc=True, format="ISO8601")
@@ -258,6 +256,11 @@ def instants(source: pd.Series | None, n: int, timezone: str) -> tuple[pd.Series
         local, moved = _localise(wall, timezone)
         instants.loc[local.index] = local
     return instants, filled & instants.isna(), moved
+
+
+def with_offset(text: pd.Series) -> pd.Series:
+    """Which texts are times that say their distance from UTC."""
+    return text.str.contains(r"(?:[Zz]|[+-]\d{2}:?\d{2})$", regex=True) & text.str.contains(":", regex=False)
 
 
 def _localise(wall: pd.Series, timezone: str) -> tuple[pd.Series, int]:

@@ -118,6 +118,22 @@ def test_what_a_count_means_never_depends_on_later_ones(values: list[int], later
         assert judge(row)[:-later].tolist() == judge(row[:-later]).tolist()
 
 
+def test_summer_and_winter_offsets_in_one_file_are_hours_of_one_wall_clock(tmp_path: Path):
+    hours = pd.date_range("2025-03-01", "2025-04-30T23:00", freq="h", tz="Europe/London")
+    table = pd.DataFrame({"time": [h.isoformat() for h in hours], "arrivals": hours.hour})
+    panel = counts.read(written(tmp_path, table), "hourly", timezone="Europe/London")
+    at_noon = panel.values[0][panel.stamps.hour == 12]
+    assert len(at_noon) == 61
+    assert (at_noon == 12).all()
+    assert list(panel.as_came(panel.stamps[[0, -1]])) == [hours[0], hours[-1]]
+
+
+def test_a_mistyped_year_is_refused_before_its_grid_fills_the_memory(tmp_path: Path):
+    table = pd.DataFrame({"date": ["1025-01-06", "2025-01-07"], "count": [3, 4]})
+    with pytest.raises(DataError, match=r"1025-01-06 to 2025-01-07.*mistyped"):
+        counts.read(written(tmp_path, table), "hourly")
+
+
 def test_stamps_are_given_back_as_they_came(tmp_path: Path):
     stamps = pd.date_range("2025-07-01", periods=48, freq="h", tz="UTC")
     path = tmp_path / "counts.parquet"
