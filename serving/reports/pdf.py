@@ -24,9 +24,9 @@ INK, MUTED, LINE = (18, 32, 44), (96, 108, 118), (205, 212, 218)
 WIDE, HALF, ALARM = (188, 217, 236), (47, 127, 181), (156, 0, 6)
 FOOT: Final = (
     "At least: so many or more are needed in 9 of 10 such situations. Covers: enough 95 times in 100. Net: beds needed "
-    "minus discharges. > 92 %, > 95 %, Short: how likely more than so many of the open beds, or all, are taken at the "
-    "window's end. Specialties add up to the hospital; their ranges do not. For planning capacity; no reason to "
-    "admit, discharge or delay anyone. No patient is named here."
+    "minus discharges, moves between specialties counted in. > 92 %, > 95 %, Short: how likely more than so many of "
+    "the open beds, or all, are taken at the window's end. Specialties add up to the hospital; their ranges do not. "
+    "For planning capacity; no reason to admit, discharge or delay anyone. No patient is named here."
 )
 
 

@@ -123,7 +123,8 @@ def _about(book: xlsxwriter.Workbook, f: BedForecast) -> None:
         "Model": f.model_id,
         "Made from": f.origin,
         "Read it so": "At least: so many or more are needed in 9 of 10 such situations. Covers: enough 95 times in "
-        "100. Net: beds needed minus discharges. Specialties add up to the hospital; their ranges do not.",
+        "100. Net: beds needed minus discharges, moves between specialties counted in. Specialties add up to the "
+        "hospital; their ranges do not.",
         "No use for": "deciding whom to admit, discharge or delay. No patient is named here.",
     }
     for line, (name, text) in enumerate(told.items()):

@@ -511,6 +511,11 @@ def test_the_table_has_every_level_and_window_and_adds_up(forecast: BedForecast)
         for figure in ("known", "in_ed", "to_come", "planned", "needed", "discharges", "net", "occupied_now"):
             total = sum(float(r[figure]) for r in mine[:-1])
             assert total == pytest.approx(float(mine[-1][figure]), abs=5e-4 * len(mine)), (window, figure)
+        for r in mine:
+            gained, lost = (
+                float(r[a]) + float(r[b]) for a, b in (("needed", "moved_in"), ("discharges", "moved_out"))
+            )
+            assert gained - lost == pytest.approx(float(r["net"]), abs=5e-4), r["level"]
     whole = next(r for r in rows if (r["level"], r["window"]) == ("hospital", "tomorrow"))
     assert float(whole["p_short"]) <= float(whole["p_over_95"]) <= float(whole["p_over_92"])
 
