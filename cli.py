@@ -286,6 +286,29 @@ def alerts_replay(
     raise typer.Exit(0 if rules or replayed.alike else 1)
 
 
+@alerts_app.command("webhooks")
+def alerts_webhooks(
+    again: Annotated[
+        bool, typer.Option("--again", help="Let what was given up after a day be tried anew.")
+    ] = False,
+) -> None:
+    """Count the messages to webhooks: waiting, delivered, or dead, which is given up."""
+    from serving.settings import Settings
+    from serving.state import wall_us
+    from serving.store.store import Store
+    from serving.webhooks import revive, standing, summary
+
+    settings = Settings.from_env()
+    store = Store.open(settings.store_url, settings.store_key or None, settings.site)
+    try:
+        with store.write() as connection:
+            if again:
+                _tell(f"{revive(connection, wall_us()):,} wait again.")
+            _tell(summary(standing(connection)))
+    finally:
+        store.close()
+
+
 @ingest_app.command("report")
 def ingest_report() -> None:
     """Count what came in, and list by code what could not be used, with what to do."""

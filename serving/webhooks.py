@@ -24,6 +24,7 @@ from typing import Any, Final
 import httpx
 from sqlalchemy import Connection, func, insert, select, update
 
+from serving.clock import iso
 from serving.store.store import Store
 from serving.store.tables import webhooks
 
@@ -119,6 +120,16 @@ def standing(connection: Connection) -> list[dict[str, Any]]:
         last = select(w.problem).where(w.receiver == row["receiver"], w.state == row["state"])
         row["problem"] = connection.execute(last.order_by(w.seq.desc()).limit(1)).scalar()
     return told
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What :func:`standing` found, for the console."""
+    lines = [
+        f"{row['messages']:8,}  {row['state']:9}  {row['receiver']}, since {iso(row['since'])}"
+        + (f", last problem {row['problem']}" if row["problem"] else "")
+        for row in rows
+    ]
+    return "\n".join(lines) or "No webhook was to be told anything yet."
 
 
 def revive(connection: Connection, now: int) -> int:

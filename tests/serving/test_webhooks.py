@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -181,6 +182,10 @@ def test_what_is_not_taken_is_sent_again_over_a_restart_and_given_up_after_a_day
     with service.state.store.write() as connection:
         told = {r["state"]: r for r in standing(connection)}
         assert told["dead"]["problem"] == "ConnectError"
+        said = webhooks.summary(list(told.values()))
+        assert re.search(
+            r"1  dead +pager, since .*, last problem ConnectError\n +1  delivered  pager, since [^,]+Z$", said
+        )
         assert webhooks.revive(connection, now[0]) == 1
 
 
