@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import stat
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from features.errors import ConfigError
 from serving.security.identity import Credentials, hashed
-from serving.settings import Settings, worker_count
+from serving.settings import ROOT, Settings, worker_count
 
 
 def settings(tmp_path: Path, **env: str) -> Settings:
@@ -70,6 +71,30 @@ def test_settings_survive_the_way_to_another_process(tmp_path: Path):
         tmp_path, PORT="3111", TIMEZONE="Europe/Berlin", CLOCK="replay", SITE="north", MAX_EVENTS="77"
     )
     assert Settings.from_env(made.environment()) == made
+
+
+def test_every_setting_reaches_another_process_and_stands_in_the_readme(tmp_path: Path):
+    files = {
+        name: str(tmp_path / name.lower())
+        for name in (
+            "TOKENS_FILE", "TLS_CERT", "TLS_KEY", "STORE_KEY_FILE", "SEPSIS_MODEL", "ADMISSIONS_MODEL", "SITE_MAP",
+            "CDS_FILE", "ALERTS_FILE", "PUSH_FILE", "SMTP_PASSWORD_FILE",
+        )
+    }  # fmt: skip
+    made = settings(
+        tmp_path, **files, HOST="127.0.0.2", PORT="3111", STORE_URL=f"sqlite:///{tmp_path / 'other.db'}",
+        TIMEZONE="Europe/Berlin", CLOCK="replay", LOG_LEVEL="debug", SITE="north", WORKERS="2", MAX_BODY_BYTES="2048",
+        MAX_EVENTS="77", MLLP_HOST="127.0.0.3", MLLP_PORT="2575", MLLP_MAX_BYTES="4096", MLLP_KEEP_DAYS="9",
+        MLLP_SENDERS="10.0.0.0/8,LAB@NORTH", PUBLIC_URL="https://risk.example.org", HUDDLES="08:00,16:00",
+        MONITOR="06:30", FEEDS_MINUTES="7", SMTP="smtps://ward@mail.example.org", MAIL_FROM="a@example.org",
+        MAIL_TO="b@example.org,c@example.org",
+    )  # fmt: skip
+    usual = {f.name: f.default for f in dataclasses.fields(Settings) if f.default is not dataclasses.MISSING}
+    kept = {name for name, value in usual.items() if getattr(made, name) == value}
+    assert kept == {"token"}, "a field without a variable, or one that this test does not set"
+    assert Settings.from_env(made.environment()) == made
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in made.environment() if f"`{name}`" not in readme] == []
 
 
 def test_a_store_whose_key_is_gone_is_not_given_a_new_one(tmp_path: Path):
