@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -242,9 +243,18 @@ def recalibrate(
     bundle = _written(parent, calibrator, about, folder)
     tags = {"source": source, "origin": "recalibrated", "parent": parent.model_id}
     tracked = (
-        log_bundle(bundle.folder, run_name="recalibrate", alias="challenger", tags=tags) if register else ""
+        log_bundle(bundle.folder, run_name="recalibrate", alias="challenger", tags=tags, metrics=_told(about))
+        if register
+        else ""
     )
     return RecalibrationResult(bundle, about, tracked)
+
+
+def _told(about: dict[str, Any]) -> dict[str, float]:
+    """What was found at the site, as metrics of the run; those named without ``local`` are its parent's."""
+    found = {f"local.{k}": about[k] for k in ("slope", "intercept", "rows", "patients", "septic_patients")}
+    found |= {f"local.{when}.{k}": v for when in ("before", "after") for k, v in about[when].items()}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def _files(input: Path) -> list[Path]:
@@ -289,7 +299,14 @@ def _cross_judged(calibrator: Calibrator, raw: Floats, label: Ints, patient: Int
 def _written(parent: Bundle, calibrator: Calibrator, about: dict[str, Any], folder: Path) -> Bundle:
     """The parent's boosters, features and decisions with the new map, and a card that says so first."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:6]
-    parts = dict(parent.parts) | {"calibrator": calibrator.to_dict(), "recalibration": about}
+    reference = parent.reference | {
+        "probability": moved(parent.reference["probability"], about["slope"], about["intercept"])
+    }
+    parts = dict(parent.parts) | {
+        "calibrator": calibrator.to_dict(),
+        "recalibration": about,
+        "reference": reference,
+    }
     return write_bundle(
         folder,
         name=parent.name,
@@ -299,6 +316,25 @@ def _written(parent: Bundle, calibrator: Calibrator, about: dict[str, Any], fold
         parts=parts,
         card=_card(about) + parent.card,
     )
+
+
+def moved(scores: dict[str, Any], slope: float, intercept: float) -> dict[str, Any]:
+    """The profile of a model's scores after a line in their log-odds, so that monitoring does not take it for drift.
+
+    Edges and quantiles are exact; mean and standard deviation are those of the histogram's bins.
+    """
+
+    def line(values: Sequence[float]) -> Floats:
+        p = np.array(values, dtype=np.float64)
+        return np.where((p > 0) & (p < 1), expit(slope * logit(p) + intercept), p)
+
+    edges, size = line(scores["edges"]), np.array(scores["histogram"], dtype=np.float64)
+    told = scores | {"edges": edges.tolist(), "quantiles": line(scores["quantiles"]).tolist()}
+    if scores["mean"] is None or not size.sum():
+        return told
+    middle = (edges[1:] + edges[:-1]) / 2
+    mean = float(np.average(middle, weights=size))
+    return told | {"mean": mean, "std": float(np.sqrt(np.average((middle - mean) ** 2, weights=size)))}
 
 
 def _card(about: dict[str, Any]) -> str:

@@ -136,8 +136,9 @@ def log_bundle(
         mlflow.log_params(_params(bundle))
         _log_numbers(mlflow, dict(metrics or {}) | _numbers(bundle.evaluation))
         mlflow.log_input(_dataset(mlflow, bundle), context="training")
-        for name in ("data", "evaluation", "reference"):
-            mlflow.log_dict(bundle.parts[name], f"{name}.json")
+        for name in ("data", "evaluation", "reference", "recalibration"):
+            if name in bundle.parts:
+                mlflow.log_dict(bundle.parts[name], f"{name}.json")
         mlflow.log_text(bundle.card, "card.md")
         mlflow.log_text(bundle.spec.text, "spec.toml")
         for name, figure in figures(bundle.evaluation).items():

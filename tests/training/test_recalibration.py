@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from features.errors import DataError
 from models.bundle import Bundle
 from models.calibration import Calibrator
-from models.metrics import auroc, expit
+from models.metrics import auroc, expit, logit
+from models.profile import profile
 from training import recalibration
 from training.recalibration import adapted, design_effect, local_line, recalibrate, rehearsed
 
@@ -80,6 +81,8 @@ def test_a_bundle_is_recalibrated_by_a_file_and_says_so(small_bundle, icu_file, 
     assert auroc(np.arange(200) % 2, bundle.score(rows)) == auroc(
         np.arange(200) % 2, small_bundle.score(rows)
     )
+    assert bundle.reference["probability"]["edges"] != small_bundle.reference["probability"]["edges"]
+    assert bundle.reference["features"] == small_bundle.reference["features"]
     about = bundle.parts["recalibration"]
     assert about["parent"] == small_bundle.model_id
     assert bundle.model_id != small_bundle.model_id
@@ -88,6 +91,23 @@ def test_a_bundle_is_recalibrated_by_a_file_and_says_so(small_bundle, icu_file, 
     assert "slope" in made.summary()
     low, high = bundle.calibrator.interval(np.array([-2.0]))
     assert low < bundle.calibrator.apply(np.array([-2.0])) < high
+
+
+def test_scores_are_not_taken_for_drift_after_the_line_that_moved_them():
+    """The profile moved is the profile of the moved scores, in the bins moved with it."""
+    p = expit(np.random.default_rng(8).normal(-4, 1.2, 20_000))
+    names, nothing = ("x",), np.zeros((len(p), 1), dtype=np.float32)
+    before = profile(nothing, names, p, digits=15)["probability"]
+    after = expit(0.7 * logit(p) + 0.4)
+    told, exact = (
+        recalibration.moved(before, 0.7, 0.4),
+        profile(nothing, names, after, digits=15)["probability"],
+    )
+    assert np.histogram(after, told["edges"])[0].tolist() == before["histogram"] == told["histogram"]
+    assert (told["edges"][0], told["edges"][-1]) == (0.0, 1.0)
+    assert told["quantiles"] == pytest.approx(exact["quantiles"], rel=0.01)
+    assert told["mean"] == pytest.approx(exact["mean"], rel=0.03)
+    assert told["std"] == pytest.approx(exact["std"], rel=0.05)
 
 
 def test_too_few_septic_patients_are_refused(small_bundle, icu_hours, tmp_path):
