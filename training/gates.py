@@ -35,6 +35,8 @@ LIMITS: Final = ("size_mb", "latency_ms", "reference_difference")
 FIGURE: Final = ("name", "at", "figure")
 SAID: Final = "WARDCAST//"
 """Codes of what encounters say themselves, which the service reads from the encounter."""
+EVALUATION: Final = "evaluation"
+PARTS: Final = (EVALUATION, "recalibration")
 BOUNDS: Final = {"value": 0, "low": 1, "high": 2}
 
 
@@ -98,7 +100,11 @@ class Gates:
     def judge(self, bundle: Bundle, rehearsal: Rehearsal | None = None) -> list[Gate]:
         """Every gate with what it found in a bundle; a product that is not rehearsed has no gates for it."""
         gates = [_served(bundle), _size(bundle, self.table["size_mb"])]
-        gates += [figure_gate(entry, bundle.evaluation) for entry in self.table["figure"]]
+        for entry in self.table["figure"]:
+            part = entry.get("part", EVALUATION)
+            # Only what was recalibrated has figures of that; every bundle has an evaluation.
+            if part == EVALUATION or part in bundle.parts:
+                gates.append(figure_gate(entry, bundle.parts.get(part, {})))
         gates.append(_reference(bundle, self.table["reference_difference"]))
         if rehearsal is not None:
             gates += _rehearsed(rehearsal(bundle), self.table["latency_ms"])
@@ -111,6 +117,8 @@ def _complete(table: Mapping[str, Any], product: str, file: str) -> None:
         lacks += [f"figure.{key} of {entry.get('name', '?')}" for key in FIGURE if key not in entry]
         if not {"at_least", "at_most"} & set(entry):
             lacks.append(f"at_least or at_most of {entry.get('name', '?')}")
+        if entry.get("part", EVALUATION) not in PARTS:
+            lacks.append(f"a part of {', '.join(PARTS)} in {entry.get('name', '?')}")
         if entry.get("bound", "value") not in BOUNDS:
             lacks.append(f"a bound of {', '.join(BOUNDS)} in {entry.get('name', '?')}")
     if lacks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,18 @@ def test_every_figure_that_the_gates_ask_for_is_in_the_released_bundle(repo, pro
     asked = {entry["name"] for entry in Gates.load(product).table["figure"]}
     failed = [g for g in judged if g.name in asked and not g.passed]
     assert failed == []
+
+
+def test_a_recalibrated_model_answers_for_its_new_probabilities(small_bundle):
+    """Its evaluation is its parent's, and says nothing of them."""
+    gates = Gates.load("sepsis")
+    names = {entry["name"] for entry in gates.table["figure"] if entry.get("part") == "recalibration"}
+    assert not names & {gate.name for gate in gates.judge(small_bundle)}
+    for found, passed in ((1.0, True), (1.5, False), (None, False)):
+        about = {"after": {"slope": found, "observed_expected": found}}
+        made = replace(small_bundle, parts={**small_bundle.parts, "recalibration": about})
+        judged = {gate.name: gate.passed for gate in gates.judge(made)}
+        assert {judged[name] for name in names} == {passed}
 
 
 def test_a_model_that_is_not_to_be_served_and_one_that_is_slow_are_stopped(small_bundle):
