@@ -28,6 +28,7 @@ from features.errors import ConfigError, DataError, SpecError
 from features.labels.sepsis3 import PRESETS, Sepsis3, label_rows
 from features.sources.registry import READERS
 from features.streams import LONGEST
+from models.metrics import LABEL_LEAD_H
 from models.spec import Spec
 from training.cohort import Cohort, Prepared, Say, assembled, sha256, statuses, subgroups
 from training.datasets import convert
@@ -58,7 +59,7 @@ def definition_of(spec: Spec) -> tuple[Sepsis3, Target]:
     Raises
     ------
     SpecError
-        The target is another label, or names no preset.
+        The target is another label, names no preset, or asks for another window than the six hours up to onset.
     """
     target = spec.section("target")
     if target.get("label") != LABEL or target.get("preset") not in PRESETS:
@@ -67,15 +68,17 @@ def definition_of(spec: Spec) -> tuple[Sepsis3, Target]:
             f"{', '.join(PRESETS)}; this one has label = {target.get('label')!r}, preset = {target.get('preset')!r}. "
             "models/sepsis/site.toml is such a spec."
         )
+    if target.get("horizon_h") != LABEL_LEAD_H or target.get("gap_h", 0):
+        raise SpecError(
+            f"A site's [target] needs horizon_h = {LABEL_LEAD_H} and no gap_h: utility, lead and pages count from "
+            f"an onset {LABEL_LEAD_H} hours after the first positive one, so other windows would be judged wrongly."
+        )
     found = PRESETS[target["preset"]]
     if "signs" in target:
         found = dataclasses.replace(
             found, suspicion=dataclasses.replace(found.suspicion, signs=target["signs"])
         )
-    hours = (
-        timedelta(hours=float(target.get(k, default))) for k, default in (("gap_h", 0), ("horizon_h", 6))
-    )
-    return found, Target(*hours)
+    return found, Target(timedelta(0), timedelta(hours=LABEL_LEAD_H))
 
 
 def read_site(

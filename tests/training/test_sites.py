@@ -51,6 +51,16 @@ def test_mimic_iii_becomes_a_bundle_that_says_how_small_it_is(
     assert "PhysioNet 2019 were cut" not in trained.bundle.card
 
 
+@pytest.mark.parametrize("window", ["horizon_h = 12", "", "horizon_h = 6\ngap_h = 2"])
+def test_a_window_that_would_be_judged_wrongly_is_refused(repo: Path, tmp_path: Path, window: str) -> None:
+    text = (repo / "models" / "sepsis" / "site.toml").read_text()
+    other = text.replace("gap_h = 0\nhorizon_h = 6", window)
+    assert other != text
+    (tmp_path / "spec.toml").write_text(other)
+    with pytest.raises(SpecError, match="horizon_h = 6"):
+        sites.definition_of(Spec.load(tmp_path / "spec.toml"))
+
+
 @pytest.mark.data
 def test_hours_end_at_onset_and_a_person_is_in_one_fold(
     mimic_archive: Path, repo: Path, tmp_path: Path
