@@ -95,17 +95,17 @@ def _compact(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
         for name in ("prediction_time", "probability", "page"):
             columns[name].append(part[name].to_numpy())
     empty = {"prediction_time": np.int64, "probability": np.float64, "page": np.bool_}
-    whole = {n: np.concatenate(v) if v else np.empty(0, empty.get(n, np.int32)) for n, v in columns.items()}
+    whole: dict[str, Any] = {n: np.concatenate(v) if v else np.empty(0, empty.get(n, np.int32)) for n, v in columns.items()}
     for name in TEXTS:
-        whole[name] = pd.Categorical.from_codes(whole[name], list(known[name]))  # type: ignore[assignment]
+        whole[name] = pd.Categorical.from_codes(whole[name], list(known[name]))
     return pd.DataFrame(whole)
 
 
 def _draw(attempts: pd.DataFrame, most: int) -> list[str]:
     """Whole stays at random, the same each time, until their scored rows reach the limit; all where they do not."""
-    scored = attempts.loc[(attempts["status"] == "scored").to_numpy(), "encounter_id"]
-    stays = scored.array.categories.to_numpy()  # type: ignore[attr-defined]
-    size = np.bincount(scored.array.codes, minlength=len(stays))  # type: ignore[attr-defined]
+    scored: Any = attempts.loc[(attempts["status"] == "scored").to_numpy(), "encounter_id"].array
+    stays = scored.categories.to_numpy()
+    size = np.bincount(scored.codes, minlength=len(stays))
     order = np.random.default_rng(0).permutation(len(stays)) if size.sum() > most else np.arange(len(stays))
     kept = order[(np.cumsum(size[order]) <= most) & (size[order] > 0)]
     return [str(s) for s in stays[kept]]
