@@ -64,10 +64,9 @@ class Asked:
 
 
 def _stamp(text: str, option: str, panel: Panel) -> pd.Timestamp:
-    try:
-        stamp = pd.Timestamp(text)
-    except ValueError:
-        raise DataError(f"{option} {text!r} is no date. Write for example 2026-01-12.") from None
+    stamp = pd.to_datetime(text, errors="coerce")
+    if pd.isna(stamp):
+        raise DataError(f"{option} {text!r} is no date. Write for example 2026-01-12.")
     if stamp.tzinfo is not None:
         stamp = stamp.tz_convert(panel.zone or "UTC").tz_localize(None)
     return stamp.floor("h" if panel.step_h == 1 else "D")

@@ -105,6 +105,8 @@ class Schedule:
             )
         if start > panel.stamps[-1] + (panel.step if panel.step_h == 1 else pd.Timedelta(0)):
             raise DataError(f"The counts end on {panel.stamps[-1]:%Y-%m-%d}, before --from {start:%Y-%m-%d}.")
+        if stop <= first:
+            raise DataError(f"--until {until:%Y-%m-%d %H:%M} lies before --from {start:%Y-%m-%d %H:%M}.")
         # Winter reports pause in summer: what is issued to learn from falls on days that have reports.
         reported = np.asarray(np.isfinite(panel.values[:, :first]).any(axis=0))
         before = np.arange(first - (first - least) // every * every, first, every)

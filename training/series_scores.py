@@ -315,5 +315,6 @@ def _skill(cells: dict[str, Any], cell: str, quantity: str) -> Any:
             label=name.replace("_", " "),
         )
     axes.axhline(0, color="grey", linewidth=1)
-    axes.legend(fontsize=7)
+    if names:
+        axes.legend(fontsize=7)
     return figure

@@ -265,6 +265,11 @@ def test_the_command_records_a_run_without_rows_or_names(tmp_path: Path, var: Pa
         (Asked("2026-01-20"), "end on 2025-03-21, before --from 2026-01-20"),
         (Asked("2025-03-10", every="90m"), "--every '90m' is no duration. Write for example 12h"),
         (Asked("soon"), "--from 'soon' is no date"),
+        (Asked("nat"), "--from 'nat' is no date"),
+        (
+            Asked("2025-03-10", until="2025-03-01"),
+            "--until 2025-03-01 00:00 lies before --from 2025-03-10 00:00",
+        ),
     ],
 )
 def test_what_cannot_be_issued_is_said_with_what_to_do(tmp_path: Path, asked: Asked, said: str):
