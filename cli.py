@@ -137,7 +137,9 @@ def train(
         raise typer.BadParameter(f"{label.value} is learned by sepsis only.", param_hint="--label")
     trainer = import_module(f"training.{product.value}")
     more = {} if label is None else {"label": label.value}
-    result = trainer.train(source, input, spec=spec, output=output, register=register, threads=threads, **more)
+    result = trainer.train(
+        source, input, spec=spec, output=output, register=register, threads=threads, **more
+    )
     _tell(result.summary())
 
 
@@ -368,9 +370,7 @@ def forecast_beds(
         from training.tracking import resolve
 
         settings = settings.with_admissions_model(resolve(model))
-    report = forecast_report(
-        settings, at=at, visits=visits, output=output, form=form, hospital=hospital
-    )
+    report = forecast_report(settings, at=at, visits=visits, output=output, form=form, hospital=hospital)
     _tell(report.summary())
 
 

@@ -105,7 +105,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.wardcast = state
     catch_up(state)
     interop = (cds_hooks.router, fhir.router)
-    routers = (probes, api.router, bulk.router, fhir_in.router, pages.router, reports(state), monitoring(), *interop)
+    routers = (
+        probes,
+        api.router,
+        bulk.router,
+        fhir_in.router,
+        pages.router,
+        reports(state),
+        monitoring(),
+        *interop,
+    )
     for router in routers:
         app.include_router(router)
     handlers: dict[type[Exception], Callable[..., Awaitable[Response]]] = {

@@ -208,7 +208,9 @@ class RiskAnswer(Scored):
     """A score from the store."""
 
     page: bool
-    notices: list[FeedNotice] = Field(description="What the last look at the feeds says of this patient's ward.")
+    notices: list[FeedNotice] = Field(
+        description="What the last look at the feeds says of this patient's ward."
+    )
 
 
 class PastScore(BaseModel):

@@ -66,7 +66,9 @@ def _scored(bundle: Bundle, patients: Patients, threads: int) -> tuple[pd.DataFr
     encounter = pd.factorize(ready.rows["encounter_id"].astype(object))[0].astype(np.int64)
     policy = AlertPolicy.from_dict(bundle.alert_policy)
     unknown = pd.Series(np.nan, index=ready.rows.index)  # scores alone need no clock
-    hours: npt.NDArray[np.float64] = ready.rows.get("iculos", unknown).to_numpy(dtype=np.float64).astype(np.float64)
+    hours: npt.NDArray[np.float64] = (
+        ready.rows.get("iculos", unknown).to_numpy(dtype=np.float64).astype(np.float64)
+    )
     rivals = rival_scores(hours, ready.matrix, bundle.feature_names)
     rows = ready.rows.assign(
         probability=probability,

@@ -95,9 +95,11 @@ def _compact(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
         for name in ("prediction_time", "probability", "page"):
             columns[name].append(part[name].to_numpy())
     empty = {"prediction_time": np.int64, "probability": np.float64, "page": np.bool_}
-    whole: dict[str, Any] = {n: np.concatenate(v) if v else np.empty(0, empty.get(n, np.int32)) for n, v in columns.items()}
+    whole: dict[str, Any] = {
+        n: np.concatenate(v) if v else np.empty(0, empty.get(n, np.int32)) for n, v in columns.items()
+    }
     for name in TEXTS:
-        whole[name] = pd.Categorical.from_codes(whole[name], list(known[name]))
+        whole[name] = pd.Categorical.from_codes(whole[name].tolist(), pd.Index(list(known[name])))
     return pd.DataFrame(whole)
 
 

@@ -84,7 +84,8 @@ class ClientEntry(_Entry):
     encounter_system: str | None = None
     patient_system: str | None = None
     encounter_authority: str | None = Field(
-        None, description="PV1-19.4 of HL7 v2 messages: a visit that came over MLLP is known as number@authority."
+        None,
+        description="PV1-19.4 of HL7 v2 messages: a visit that came over MLLP is known as number@authority.",
     )
     patient_authority: str | None = Field(None, description="PID-3.4, likewise.")
 
