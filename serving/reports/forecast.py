@@ -397,7 +397,7 @@ def _freshness(seen: pd.DataFrame, events: pd.DataFrame, situation: Situation, m
         here = len(situation.waiting) + len(situation.inpatients)
         worst = silent if sum(strange.values()) > STRANGE * here else notes
         worst.append(_unknown(strange, here, OTHER if OTHER in model.specialties else UNKNOWN))
-    notes += _notes(seen, situation)
+    notes += [*_notes(seen, situation), *_series_notes(model, situation)]
     return Freshness(_or_none(newest), _or_none(newest_event), tuple(silent), tuple(notes))
 
 
@@ -425,6 +425,20 @@ def _notes(seen: pd.DataFrame, situation: Situation) -> list[str]:
     if lost:
         notes.append(
             f"{lost} undecided patients arrived more than 24 h ago; their departures may not have been sent."
+        )
+    return notes
+
+
+def _series_notes(model: BedModel, situation: Situation) -> list[str]:
+    """Outside series that the model reads and that are not known now, and those given that it does not read."""
+    read = {c.name for c in model.streams["emergency"].rate.covariates}
+    absent, strange = sorted(read - set(situation.covariates)), sorted(set(situation.covariates) - read)
+    notes = []
+    if absent:
+        notes.append(f"Nothing is known of {', '.join(absent)} in the last week: taken to be as usual.")
+    if strange:
+        notes.append(
+            f"The model was trained without {', '.join(strange)}: not read. Train with the same covariates."
         )
     return notes
 

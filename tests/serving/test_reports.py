@@ -28,6 +28,7 @@ from xlsxwriter.utility import xl_col_to_name
 import cli
 from features.clean import clean
 from features.errors import ConfigError, DataError
+from features.sources.outlook import Outlook
 from features.sources.synthetic import Hospital, encounters_at, simulate
 from features.sources.visits import VISIT_COLUMNS, known_at
 from models.bundle import Bundle
@@ -97,6 +98,15 @@ def read(html: str) -> tuple[str, list[str]]:
 
 
 # ------------------------------------------------------------ the forecast
+
+
+def test_an_outside_series_that_the_model_does_not_read_is_named(
+    hospital: Hospital, events: pd.DataFrame, beds_bundle: Bundle
+):
+    days = pd.date_range("2026-03-01", periods=9, unit="us")
+    beside = Outlook(covariates=pd.DataFrame({"date": days, "virus": 5.0}))
+    made = forecast_beds(hospital.visits, events, beds_bundle, NOW, "UTC", outlook=beside)
+    assert any("trained without virus" in note for note in made.freshness.notes)
 
 
 def test_every_level_and_window_says_both_ways(forecast: BedForecast):
