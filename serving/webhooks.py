@@ -147,7 +147,7 @@ class Sender:
         self._store = store
         self._receiver = receiver
         self._clock = clock
-        self._client = client or httpx.Client(timeout=TIMEOUT_S, follow_redirects=False)
+        self._client = client or httpx.Client(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False)
 
     def step(self) -> bool:
         """Try one message that is due; whether there was one."""

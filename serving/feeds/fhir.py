@@ -45,7 +45,11 @@ REMEDIES: Final = {
     "merge_incomplete": "link.other leads nowhere. Send the reference.",
 }
 DIED_AWAY: Final = "the patient died outside any encounter that is known. Nothing to do."
-BODY: Final = {"type": "object", "required": ["resourceType"], "properties": {"resourceType": {"type": "string"}}}
+BODY: Final = {
+    "type": "object",
+    "required": ["resourceType"],
+    "properties": {"resourceType": {"type": "string"}},
+}
 FIRST: Final = {"Patient": 0, "Encounter": 1}
 EXAMPLE: Final = {
     "resourceType": "Observation", "status": "final", "subject": {"reference": "Patient/p1"},

@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from models.scope import SCORED
 from serving.companion import told_to_stop
 from serving.interop.resources import Resource, flag, observation, provenance, risk_assessment, standing
-from serving.interop.smart import BackendClient, PushError, read_target
+from serving.interop.smart import BackendClient, BatchRefused, PushError, read_target
 from serving.rounds import STORED
 from serving.settings import Settings
 from serving.state import Wardcast, wall_us
@@ -33,6 +33,10 @@ REST_S: Final = 1.0
 LONGEST_REST_S: Final = 300.0
 AGAIN: Final = frozenset({408, 409, 423, 425, 429})
 """Answers after which the same request may succeed later; so may all from 500 on."""
+UNREADABLE: Final = frozenset({400, 413, 422})
+"""Answers to a whole batch for which one entry, or their number, may be the cause."""
+PATIENCE: Final = 10
+"""So often an entry is tried again that fails while others of its batch are taken."""
 PROCESS: Final = (sys.executable, "-m", "serving.interop.push")
 logger = logging.getLogger("wardcast")
 
@@ -44,6 +48,7 @@ class Pusher:
         self._state = state
         self._client = client
         self._name = client.target.fhir
+        self._stuck = 0
 
     def start(self) -> None:
         """Begin at the end of the log where this server was never told anything."""
@@ -141,10 +146,12 @@ class Pusher:
     def _tell(self, resources: Sequence[Resource]) -> None:
         if not resources:
             return
-        statuses = self._client.post_bundle(batch(resources))
+        statuses = self._statuses(resources)
         refused = [(r, s) for r, s in zip(resources, statuses, strict=True) if s >= 400]
         later = [s for _, s in refused if s in AGAIN or s >= 500]
-        if later:
+        # Where the rest is taken, what fails again and again is at fault itself, and must not hold up what follows.
+        self._stuck = self._stuck + 1 if later else 0
+        if later and (len(later) == len(resources) or self._stuck < PATIENCE):
             raise PushError(
                 f"The FHIR server answered {later[0]} to {len(later)} of {len(resources)} entries."
             )
@@ -154,6 +161,18 @@ class Pusher:
         with self._state.store.write() as connection:
             pushes.add_problems(connection, self._name, noted, wall_us())
             audit.record(connection, _disclosed(resources), wall_us())
+
+    def _statuses(self, resources: Sequence[Resource]) -> list[int]:
+        """The answer to each; a batch that is refused as a whole is sent in ever smaller parts."""
+        try:
+            return self._client.post_bundle(batch(resources))
+        except BatchRefused as refused:
+            if refused.status not in UNREADABLE:
+                raise
+            if len(resources) == 1:
+                return [refused.status]
+            half = len(resources) // 2
+            return self._statuses(resources[:half]) + self._statuses(resources[half:])
 
 
 def _disclosed(resources: Sequence[Resource]) -> audit.Act:

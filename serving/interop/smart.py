@@ -44,6 +44,19 @@ class PushError(WardcastError):
     """The FHIR server or its token server did not do what we asked; it may later."""
 
 
+class BatchRefused(PushError):
+    """The server answered, and took nothing of a batch.
+
+    Attributes
+    ----------
+    status : int
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"The FHIR server answered {status} to a batch.")
+        self.status = status
+
+
 class Target(BaseModel):
     """What the file says of the server that is told."""
 
@@ -153,7 +166,7 @@ class BackendClient:
             self._token = ""
             answer = self._send(bundle)
         if answer.status_code != 200:
-            raise PushError(f"The FHIR server answered {answer.status_code} to a batch.")
+            raise BatchRefused(answer.status_code)
         try:
             entries = answer.json()["entry"]
             statuses = [int(str(entry["response"]["status"])[:3]) for entry in entries]

@@ -162,6 +162,9 @@ def _password(box: Mailbox) -> str:
     if box.password_file is None:
         raise MailError("The mail server wants a password. Name its file in WARDCAST_SMTP_PASSWORD_FILE.")
     try:
+        if box.password_file.stat().st_mode & 0o077:
+            path = box.password_file
+            raise MailError(f"{path} holds a password and is readable by others. Run: chmod 600 {path}")
         return box.password_file.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise MailError(f"The password file of the mail server cannot be read: {error.strerror}.") from None

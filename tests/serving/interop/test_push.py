@@ -19,7 +19,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from features.errors import ConfigError
 from serving.ingest.report import report
-from serving.interop.push import Pusher
+from serving.interop.push import PATIENCE, Pusher
 from serving.interop.smart import ASSERTION, BackendClient, PushError, read_target
 from serving.store import audit, pushes
 
@@ -215,6 +215,39 @@ def test_one_refused_resource_is_noted_and_holds_up_nothing(
     service.send(patient().rounds(range(7)).news(6.5))
     with pytest.raises(PushError, match="429"):
         until_told(pusher)
+
+
+def test_an_entry_that_never_succeeds_does_not_hold_up_the_rest_for_ever(
+    hospital: Hospital, told: Callable[[], Pusher], service: Any, patient: Any
+):
+    pusher = told()
+    hospital.entry = lambda entry: 500 if entry["resource"]["resourceType"] == "Provenance" else 201
+    service.send(patient().rounds(range(6)).news(5.5))
+    for _ in range(PATIENCE - 1):
+        with pytest.raises(PushError, match="500"):
+            pusher.step()
+    until_told(pusher)
+    assert until_told(told()) == 0
+    with service.state.store.read() as connection:
+        assert set(pushes.problems(connection)) == {(hospital.url, "Provenance 500")}
+
+
+def test_a_batch_that_one_resource_spoils_is_told_in_parts(
+    hospital: Hospital, told: Callable[[], Pusher], service: Any, patient: Any
+):
+    pusher = told()
+    take = hospital.take
+
+    def spoilt(bundle: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        kinds = {entry["resource"]["resourceType"] for entry in bundle["entry"]}
+        return (422, {}) if "Provenance" in kinds else take(bundle)
+
+    hospital.take = spoilt  # type: ignore[method-assign]
+    service.send(patient().rounds(range(6)).news(5.5))
+    until_told(pusher)
+    assert {key.partition("/")[0] for key in hospital.have} >= {"RiskAssessment", "Observation"}
+    with service.state.store.read() as connection:
+        assert set(pushes.problems(connection)) == {(hospital.url, "Provenance 422")}
 
 
 def test_a_key_that_is_not_ours_gets_no_token(
