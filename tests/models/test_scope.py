@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from features.errors import SpecError
-from models.scope import assess, recent_vitals, scope_of
+from models.scope import assess, recent_vitals, scope_of, seen_columns
 from models.spec import Spec
 
 
@@ -49,9 +49,11 @@ def test_being_out_of_scope_comes_first(spec):
 
 def test_a_vital_sign_at_the_closing_hour_counts(spec):
     names = list(spec.features.names)
+    seen = seen_columns(spec)
     matrix = np.full((3, len(names)), np.nan, dtype=np.float32)
-    matrix[:, names.index("heart_rate__hours_since_last")] = [24, 24.01, np.nan]
-    matrix[2, names.index("lactate__hours_since_last")] = 0  # not a vital sign
+    matrix[:, seen["heart_rate"]] = [24, 24.01, np.nan]
+    lactate = next(k for k, name in enumerate(names) if name.startswith("lactate__hours_since_last"))
+    matrix[2, lactate] = 0  # not a vital sign
     assert recent_vitals(matrix, spec).tolist() == [1, 0, 0]
 
 

@@ -123,11 +123,11 @@ def test_no_audit_no_answer(service: Any, patient: Any, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(chain, "record", broken)
     for answer in (service.get("/v1/risk", encounter="enc-1"), service.get("/worklist")):
-        assert answer.status_code == 500
+        assert answer.status_code == 503
         assert "enc-1" not in answer.text
-        assert answer.json()["error"]["code"] == "internal_error"
+        assert answer.json()["error"]["code"] == "store_unavailable"
     before = len(service.state.store.events(["enc-1"], patient().at(9)))
-    assert service.post("/v1/events", patient().rounds(range(6)).news(5)).status_code == 500
+    assert service.post("/v1/events", patient().rounds(range(6)).news(5)).status_code == 503
     assert len(service.state.store.events(["enc-1"], patient().at(9))) == before
 
 

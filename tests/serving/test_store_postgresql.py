@@ -335,7 +335,7 @@ def test_a_server_that_went_away_is_found_again(service: Any, patient: Any, post
     ready = service.get("/readyz")
     assert (ready.status_code, ready.json()["problems"]) == (503, ["store_unavailable"])
     answer = service.post("/v1/events", who.news(5, 2))
-    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
     postgres_server.run(f"alter database {name} allow_connections true")
     assert service.get("/readyz").status_code == 200
     assert service.send(who.news(5))["counts"] == {
