@@ -24,6 +24,7 @@ from models.bundle import Bundle
 from serving import messenger, schedule
 from serving.alerting import Alerting
 from serving.app import create_app
+from serving.companion import keep_loaded
 from serving.feeds.station import LISTENER, Keeper, check_port
 from serving.interop import push
 from serving.interop.smart import read_target
@@ -77,6 +78,7 @@ class Wardcast:
         state: State = application().state.wardcast
         if "sepsis" in state.bundles:
             state.scorer.warm()
+        keep_loaded()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:

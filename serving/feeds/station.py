@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from features.errors import ConfigError
+from serving.companion import keep_loaded
 from serving.ingest.mllp import Listener
 from serving.settings import ROOT, Settings
 from serving.store.messages import MessageLog
@@ -100,6 +101,7 @@ def listen(settings: Settings) -> None:
 
 async def _listen(settings: Settings, log: MessageLog) -> None:
     listener = Listener(settings, log)
+    keep_loaded()
     port = await listener.start()
     print(f"Wardcast takes HL7 v2 over MLLP at {settings.mllp_host} port {port}", flush=True)
     stop = asyncio.Event()
