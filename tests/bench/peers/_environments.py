@@ -17,6 +17,7 @@ PACKAGES = {
     "timeseriesflattener": ("timeseriesflattener==2.5.2", "attrs"),
     "tsfresh": ("tsfresh==0.21.2", "pyarrow==26.0.1"),
     "clifpy": ("clifpy==2.1.0",),
+    "beds": ("statsforecast==2.1.1", "patientflow==1.8.7", "pyarrow"),
 }
 
 
