@@ -87,16 +87,21 @@ class Stays:
         return np.asarray(self.septic & (self.onset - LABEL_LEAD_H <= started))
 
     @cached_property
+    def in_time(self) -> Bools:
+        """Septic patients with onset up to ``until_h``."""
+        return np.asarray(self.septic & (self.onset <= self.until_h))
+
+    @cached_property
     def judged(self) -> Bools:
         """Septic patients that sensitivity and lead are about."""
-        return self.septic & self.present & ~self.at_once & (self.onset <= self.until_h)
+        return self.in_time & self.present & ~self.at_once
 
     def _per_patient(self, flags: Bools) -> Floats:
         return np.bincount(self.patient[flags], minlength=len(self.onset)).astype(np.float64)
 
-    def paged(self, page: Bools) -> Paged:
-        """These stays under these pages, shape (n,)."""
-        return Paged(self, page & self.counted)
+    def paged(self, page: Bools, standing: Bools | None = None) -> Paged:
+        """These stays under these pages, and where it is known in which rows an alert stands, both of shape (n,)."""
+        return Paged(self, page & self.counted, None if standing is None else standing & self.counted)
 
     def threshold_for(self, probability: Floats, sensitivity: float) -> float:
         """The highest threshold at which this share of the judged septic stays reaches it before onset; 1 without any.
@@ -131,6 +136,7 @@ class Paged:
 
     stays: Stays
     page: Bools
+    standing: Bools | None = None
 
     @cached_property
     def rate(self) -> float:
@@ -158,14 +164,22 @@ class Paged:
         pages = stays._per_patient(page)
         true = stays._per_patient(page & (stays.ahead <= stays.matured_h))
         early = (self._alerted & stays.at_once).astype(np.float64)
+        told = self.standing if self.standing is not None else np.zeros(len(page), dtype=np.bool_)
+        stood = stays._per_patient(told & (stays.ahead <= 12)) > 0
         return {
             "sensitivity": (judged * alerted, judged),
             "sensitivity_12h": (judged * soon, judged),
+            **({} if self.standing is None else {"standing_12h": (judged * stood, judged)}),
             "stay_ppv": (alerted * stays.septic, alerted),
+            "stay_ppv_in_time": (alerted * stays.in_time, alerted),
             "page_ppv": (true, pages),
             "pages_per_100_patient_days": (2400 * pages, stays._per_patient(stays.counted)),
             "prevalence_per_stay": (
                 (stays.septic & stays.present).astype(np.float64),
+                stays.present.astype(np.float64),
+            ),
+            "prevalence_in_time": (
+                (stays.in_time & stays.present).astype(np.float64),
                 stays.present.astype(np.float64),
             ),
             "sensitivity_from_start": (early, (stays.at_once & stays.present).astype(np.float64)),
@@ -176,13 +190,16 @@ class Paged:
 
         Returns
         -------
-        ``sensitivity``: septic stays paged before onset; ``sensitivity_12h``: paged within the last 12 h before it.
-        Both, and the lead, leave out stays that are positive in their first row (``positive_from_start``, a count;
+        ``sensitivity``: septic stays paged before onset; ``sensitivity_12h``: paged within the last 12 h before it;
+        ``standing_12h``, where it is known: with an alert standing then, paged then or earlier.
+        These, and the lead, leave out stays that are positive in their first row (``positive_from_start``, a count;
         ``sensitivity_from_start``: those of them that are paged).
-        ``stay_ppv``: paged stays that turn septic, and ``nne``, stays evaluated for each of them; ``page_ppv``: pages
-        followed by onset within ``matured_h``.
+        ``stay_ppv``: paged stays that turn septic at any time, and ``nne``, stays evaluated for each of them;
+        ``stay_ppv_in_time``: paged stays with onset up to ``until_h``, which is the stricter and, for a band of hours,
+        the honest one; ``page_ppv``: pages followed by onset within ``matured_h``.
         ``pages_per_100_patient_days``; ``lead_h`` quartiles, first page to onset, and ``lead_share``s: of stays paged
-        in time, by hours of lead; ``prevalence_per_stay``. NaN where there is nothing to divide by.
+        in time, by hours of lead; ``prevalence_per_stay`` and ``prevalence_in_time``. NaN where there is nothing to
+        divide by.
         """
         shares = {name: _ratio(over.sum(), under.sum()) for name, (over, under) in self._shares.items()}
         lead = self._lead[~np.isnan(self._lead)]
@@ -224,11 +241,12 @@ def operating_points(
 
     Returns
     -------
-    For each point what it was set to (``point``) and its ``threshold``, and the pages.
+    For each point what it was set to (``point``) and its ``threshold``, and the pages; an alert counts as standing in
+    the rows at or above the threshold.
     """
     found = [(f"sensitivity {s:g}", stays.threshold_for(probability, s)) for s in sensitivities]
     found += [(f"{b:g} per 100 patient-days", stays.threshold_within(probability, page, b)) for b in budgets]
-    return [({"point": name, "threshold": t}, stays.paged(page(t))) for name, t in found]
+    return [({"point": name, "threshold": t}, stays.paged(page(t), probability >= t)) for name, t in found]
 
 
 def _lead_shares(lead: Floats) -> dict[str, float]:

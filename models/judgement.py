@@ -13,10 +13,21 @@ METHODS: Final = {
     "isotonic": "isotonic, centred", "beta": "beta", "logistic": "logistic", "venn_abers": "Venn-Abers",
 }  # fmt: skip
 
+RIVALS: Final = {
+    "clock": "hours in intensive care alone",
+    "sirs": "SIRS, partial",
+    "qsofa": "qSOFA, partial",
+    "news2": "NEWS2, partial",
+    "sofa": "SOFA, partial",
+    "learned_clock": "learned clock",
+    "logistic": "logistic regression",
+}
+RIVAL_FIGURES: Final = ("utility", "auroc", "auprc", "stay_ppv_80")
+
 
 def more(evaluation: Table) -> list[str]:
     """Markdown of every further part, in order."""
-    parts = (_brier, _subgroups, _operating, _decision_curves, _calibration, _abstention)
+    parts = (_brier, _flexible, _subgroups, _operating, _decision_curves, _calibration, _abstention)
     return [text for part in parts if (text := part(evaluation))]
 
 
@@ -34,6 +45,28 @@ def _brier(evaluation: Table) -> str:
         "The Brier score taken apart (reliability - resolution + uncertainty), its skill over the prevalence, and the "
         "median and 90th percentile of the distance to the smoothed curve:\n\n" + markdown(head, rows)
     )
+
+
+def _flexible(evaluation: Table) -> str:
+    rows = [
+        [
+            f"{row['group']}: {row['value']}" if row["group"] else "all",
+            row["hours"],
+            *map(_percent, row["observed"]),
+        ]
+        for row in evaluation.get("calibration_curves", [])
+        if any(v is not None for v in row["observed"])
+    ]
+    told = (
+        "Flexible calibration curves (loess) read at some probabilities: the share of hours that was positive where "
+        "the model said so much.\n\n"
+    )
+    head = ["Group", "Hours", "0.5 %", "1 %", "2 %", "5 %", "10 %", "20 %"]
+    return told + markdown(head, rows) if rows else ""
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
 
 
 def _subgroups(evaluation: Table) -> str:
@@ -64,14 +97,17 @@ def _operating(evaluation: Table) -> str:
     head = ["Hospital", "Hours", *POINT_HEAD]
     told = (
         "Pages at fixed sensitivities and budgets. The threshold is read off these rows: a description of the score, "
-        "not a promise. NNE: stays evaluated for each septic one. *Early lead*: paged more than 48 h ahead, which "
-        "is not foresight.\n\n"
+        "not a promise. *Standing then*: septic stays at or above the threshold within the last 12 h before "
+        "onset, whether paged then or earlier. Stay PPV: paged stays with onset in these hours; *at any time*: that "
+        "turn septic whenever, and NNE, the stays evaluated for each of those. *Early lead*: paged more than 48 h "
+        "ahead, which is not foresight.\n\n"
     )
     return told + markdown(head, rows) if rows else ""
 
 
 POINT_HEAD: Final = (
-    "Point", "Sensitivity", "last 12 h", "Stay PPV", "NNE", "Page PPV", "/100 patient-days", "Lead, h", "Early lead",
+    "Point", "Sensitivity", "last 12 h", "standing then", "Stay PPV", "at any time", "NNE", "Page PPV",
+    "/100 patient-days", "Lead, h", "Early lead",
 )  # fmt: skip
 
 
@@ -80,14 +116,16 @@ def point_cells(point: Table) -> list[str]:
     between = point.get("intervals", {})
 
     def share(name: str, digits: int) -> str:
-        return with_interval([point[name], *between.get(name, (None, None))], digits)
+        return with_interval([point.get(name), *between.get(name, (None, None))], digits)
 
     lead = f"{number(point['lead_h_median'], 0)} [{number(point['lead_h_q1'], 0)}, {number(point['lead_h_q3'], 0)}]"
     return [
         point["point"],
         number(point["sensitivity"], 2),
         number(point["sensitivity_12h"], 2),
-        share("stay_ppv", 3),
+        share("standing_12h", 2),
+        share("stay_ppv_in_time", 3),
+        number(point["stay_ppv"], 3),
         number(point["nne"], 1),
         share("page_ppv", 3),
         share("pages_per_100_patient_days", 1),
@@ -158,7 +196,7 @@ def withheld_cells(row: Table) -> list[list[str]]:
     """What abstention does at each point."""
     found = []
     for point in row.get("points", []):
-        before, after = point["stay_ppv"], point["stay_ppv_withheld"]
+        before, after = (point.get(f"stay_ppv_in_time{w}", point[f"stay_ppv{w}"]) for w in ("", "_withheld"))
         gain = "–" if not before or after is None else f"{after / before - 1:+.0%}"
         shares = [f"{row[k]:.1%}" if row[k] is not None else "–" for k in ("rows", "septic_rows")]
         pages = [number(point[k], 3) for k in ("page_ppv", "page_ppv_withheld")]
@@ -182,7 +220,21 @@ def elsewhere(transfer: Sequence[Table]) -> str:
     ]
     local = [row for row in transfer if row.get("recalibrated")]
     where = ["Trained at", "Tested at", "Hours"]
+    rivals = [
+        [
+            row["trained_on"],
+            row["tested_on"],
+            row["hours"],
+            RIVALS[name],
+            *(number(found.get(k), 3) for k in RIVAL_FIGURES),
+        ]
+        for row in transfer
+        for name, found in row.get("rivals", {}).items()
+    ]
     parts = []
+    if rivals:
+        head = [*where, "Beside the model", "Utility", "AUROC", "AUPRC", "Stay PPV"]
+        parts.append("Rivals there, fitted and thresholded where the model was:\n\n" + markdown(head, rivals))
     if pages:
         parts.append("Pages there, at fixed sensitivities:\n\n" + markdown([*where, *POINT_HEAD], pages))
     if silent:

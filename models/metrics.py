@@ -95,8 +95,8 @@ def normalized_utility(gain: Floats, alarm: Bools) -> float:
     return float(gain[alarm].sum()) / best if best > 0 else float("nan")
 
 
-def best_threshold(probability: Floats, gain: Floats) -> float:
-    """The probability at or above which alarms bring most utility; 1.0 where no alarm ever pays.
+def best_threshold(probability: Floats, gain: Floats, never: float = 1.0) -> float:
+    """The probability at or above which alarms bring most utility; ``never`` where no alarm ever pays.
 
     Tries every distinct probability and returns the midpoint to the next lower one, so that no rounding
     carries a row across. NaN never alarms.
@@ -107,7 +107,7 @@ def best_threshold(probability: Floats, gain: Floats) -> float:
     ends = np.flatnonzero(np.append(p[1:] < p[:-1], True)) if len(p) else np.array([], dtype=np.int64)
     total = np.cumsum(gain[known][order])[ends]
     if not len(ends) or total.max() <= 0:
-        return 1.0
+        return never
     end = int(ends[int(np.argmax(total))])
     below = p[end + 1] if end + 1 < len(p) else 0.0
     return float((p[end] + below) / 2)

@@ -2,7 +2,8 @@
 
 Alarms are judged hour by hour as the challenge does, pages as a ward meets them. Figures are given over all hours and
 within the first 48, where the length of a stay gives nothing away, by hospital, age, sex and unit, and beside humble
-rivals on the same rows: the clock, SIRS, qSOFA, NEWS2 and SOFA.
+rivals on the same rows: the clock, SIRS, qSOFA, NEWS2 and SOFA, and in training a learned clock and a logistic
+regression (:mod:`training.rivals`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from features.clock import HOUR_US
 from models import metrics
 from models.alerting import Paged, Stays, operating_points
 from models.calibration import METHODS, cross_fitted
-from models.decision import AlertPolicy, pages
+from models.decision import AlertPolicy
 from models.metrics import Scored
+from training.policies import page_rows
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -43,6 +44,9 @@ BUDGETS: Final = (10.0, 25.0, 50.0)
 
 THRESHOLDS: Final = tuple(round(0.01 * k, 2) for k in range(1, 11))
 """Of the decision curves: an alarm is worth a tenth to a hundredth of a missed case."""
+
+CURVE_AT: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Probabilities at which flexible calibration curves are read for people."""
 
 FEWEST_PATIENTS: Final = 100
 FEWEST_SEPTIC: Final = 20
@@ -109,7 +113,7 @@ def evaluate(judged: Judged, replicates: int = REPLICATES, seed: int = SEED) -> 
     for hospital, hours, rows in _strata(judged):
         where = {"hospital": hospital, "hours": hours}
         table.append(where | _described(judged, rows) | _measured(whole.where(rows), replicates, rng))
-        rivals.append(where | {name: _rival(judged, gain, name, rows) for name in judged.rivals})
+        rivals.append(where | rivals_of(judged, gain, rows, hours))
         alerts.append(where | _alerts(judged, rows, hours, replicates, rng))
         if judged.policy is not None:
             operating.append(
@@ -122,6 +126,7 @@ def evaluate(judged: Judged, replicates: int = REPLICATES, seed: int = SEED) -> 
         "rivals": rivals,
         "alerts": alerts,
         "operating": operating,
+        "calibration_curves": calibration_curves(judged),
         "decision_curves": [
             _decision_curve(judged, whole, hours, band, replicates, rng) for hours, band in bands(judged.hour)
         ],
@@ -182,14 +187,21 @@ def _measured(scored: Scored, replicates: int, rng: np.random.Generator) -> dict
     return {"measures": {name: [value, *intervals[name]] for name, value in values.items()}}
 
 
-def _rival(judged: Judged, gain: Floats, name: str, rows: Bools) -> dict[str, float]:
-    score, alarm = judged.rivals[name]
-    seen = rows & ~np.isnan(score)
-    return {
-        "utility": metrics.normalized_utility(gain[rows], alarm[rows]),
-        "auroc": metrics.auroc(judged.label[seen], score[seen]),
-        "auprc": metrics.auprc(judged.label[seen], score[seen]),
-    }
+def rivals_of(judged: Judged, gain: Floats, rows: Bools, hours: str) -> dict[str, dict[str, float]]:
+    """Each rival on the rows that the model is judged on; ``stay_ppv_80`` is that of the stays, with onset in these
+    hours, whom its score picks at the threshold that finds 80 % of them."""
+    whole, stays = _stays(judged, rows, hours)
+    found = {}
+    for name, (score, alarm) in judged.rivals.items():
+        seen = rows & ~np.isnan(score)
+        reached = score[whole] >= stays.threshold_for(score[whole], 0.8)
+        found[name] = {
+            "utility": metrics.normalized_utility(gain[rows], alarm[rows]),
+            "auroc": metrics.auroc(judged.label[seen], score[seen]),
+            "auprc": metrics.auprc(judged.label[seen], score[seen]),
+            "stay_ppv_80": stays.paged(reached).table()["stay_ppv_in_time"],
+        }
+    return found
 
 
 # ------------------------------------------------------------ pages
@@ -264,7 +276,7 @@ def _withheld_points(judged: Judged, left: Floats, rows: Bools, hours: str) -> l
     for p in (judged.probability, left):
         points = operating_points(stays, p[whole], judged.paging(whole, p), SENSITIVITIES, ())
         told.append([(at["point"], paged.table()) for at, paged in points])
-    shown = ("stay_ppv", "page_ppv", "pages_per_100_patient_days")
+    shown = ("stay_ppv", "stay_ppv_in_time", "page_ppv", "pages_per_100_patient_days")
     return [
         {"point": name} | {k: before[k] for k in shown} | {f"{k}_withheld": after[k] for k in shown}
         for (name, before), (_, after) in zip(*told, strict=True)
@@ -296,6 +308,37 @@ def _decision_curve(
         "treat_all": [metrics.net_benefit(label, every, t) for t in THRESHOLDS],
         "clock": [metrics.net_benefit(label, clock, t) for t in THRESHOLDS],
     }
+
+
+def calibration_curves(judged: Judged) -> list[dict[str, Any]]:
+    """The flexible calibration curve read at :data:`CURVE_AT`, by hospital, age, sex and unit, and by hours.
+
+    Returns
+    -------
+    One entry a group: ``group``, ``value``, ``hours``, ``observed``, the smoothed share of positives at each
+    probability; NaN beyond the highest and below the lowest, and throughout where the group is too small.
+    """
+    every = np.full(len(judged.label), "all", dtype=object)
+    several = len({str(s) for s in judged.site}) > 1
+    groups = {"": every, **({"hospital": judged.site} if several else {}), **judged.groups}
+    found = []
+    for group, of in groups.items():
+        for value in sorted({str(v) for v in of}):
+            for hours, band in bands(judged.hour):
+                rows = np.asarray(of == value) & band & ~np.isnan(judged.probability)
+                where = {"group": group, "value": value or "unknown", "hours": hours}
+                found.append(where | {"observed": _curve(judged, rows)})
+    return found
+
+
+def _curve(judged: Judged, rows: Bools) -> list[float]:
+    label, patient = judged.label[rows], judged.patient[rows]
+    few = len(np.unique(patient)) < FEWEST_PATIENTS or len(np.unique(patient[label == 1])) < FEWEST_SEPTIC
+    if few:
+        return [float("nan")] * len(CURVE_AT)
+    predicted, observed, size = metrics.calibration_groups(label, judged.probability[rows])
+    smooth = metrics.smooth_observed(predicted, observed, size) if len(size) >= 4 else observed
+    return [float(v) for v in np.interp(CURVE_AT, predicted, smooth, left=np.nan, right=np.nan)]
 
 
 def calibration_table(
@@ -387,8 +430,3 @@ def rival_scores(hour: Floats, matrix: npt.NDArray[np.float32], names: Sequence[
     """What each rival says of each row: the clock its hour, a partial score its points where ``names`` has it."""
     columns = {rival: list(names).index(f) for rival, f in RIVALS.items() if f in names}
     return {"clock": hour} | {rival: matrix[:, k].astype(np.float64) for rival, k in columns.items()}
-
-
-def page_rows(patient: Ints, hour: Floats, probability: Floats, policy: AlertPolicy) -> Bools:
-    """Pages over rows timed in hours since ICU admission."""
-    return pages(patient, np.rint(hour * HOUR_US).astype(np.int64), probability, policy)

@@ -20,26 +20,35 @@ CANDIDATES: Final = 40_000
 SHOWN: Final = 20
 
 
-def explanation(contributions: Contributions, cohort: Cohort, spec: Spec, seed: int) -> dict[str, Any]:
+def explanation(
+    contributions: Contributions, raw: Contributions, cohort: Cohort, spec: Spec, seed: int
+) -> dict[str, Any]:
     """Measure reasons on a sample of consecutive hours.
 
     Parameters
     ----------
     contributions : callable
         From feature rows to exact contributions, the base value last.
+    raw : callable
+        From feature rows to the raw score that those are to sum to.
 
     Returns
     -------
     JSON-able: ``groups``, the strongest by mean absolute contribution, with the share they have; ``steadiness`` from
-    hour to hour over ``any`` pair of hours, and where ``nothing_new`` was measured in between.
+    hour to hour over ``any`` pair of hours, and where ``nothing_new`` was measured in between; ``additivity``, the
+    largest distance, in log-odds, between a raw score and the sum of its reasons.
     """
     rng = np.random.default_rng(seed)
     pairs = _consecutive(cohort, rng)
     new = newly_measured(spec.features, cohort.matrix[pairs], cohort.matrix[pairs + 1])
-    steady, strength = {}, np.zeros(len(concept_groups(spec.features)))
+    farthest, steady, strength = 0.0, {}, np.zeros(len(concept_groups(spec.features)))
     for name, some in (("any", pairs), ("nothing_new", pairs[~new])):
         some = np.sort(some[:PAIRS])
-        before, after = (grouped(spec.features, contributions(cohort.matrix[at])) for at in (some, some + 1))
+        told = contributions(cohort.matrix[some])
+        farthest = max(farthest, float(np.abs(told.sum(axis=1) - raw(cohort.matrix[some])).max(initial=0.0)))
+        before, after = (
+            grouped(spec.features, part) for part in (told, contributions(cohort.matrix[some + 1]))
+        )
         steady[name] = steadiness(before, after)
         strength = np.abs(before).mean(axis=0) if name == "any" and len(some) else strength
     order = np.argsort(-strength, kind="stable")[:SHOWN]
@@ -47,7 +56,7 @@ def explanation(contributions: Contributions, cohort: Cohort, spec: Spec, seed: 
     groups = [
         {"group": names[k], "mean": float(strength[k]), "share": float(strength[k]) / whole} for k in order
     ]
-    return {"groups": groups, "steadiness": steady}
+    return {"groups": groups, "steadiness": steady, "additivity": farthest}
 
 
 def _consecutive(cohort: Cohort, rng: np.random.Generator) -> Ints:

@@ -28,6 +28,7 @@ from models.decision import AlertPolicy, pages, walk
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 
 SETTINGS: Final = ("snooze_h", "reraise", "release")
 NEVER: Final = 1e9
@@ -89,10 +90,10 @@ def within_budget(stays: Stays, probability: Floats, settings: Mapping[str, floa
     """The lowest threshold that keeps to so many pages per 100 patient-days; worth the PPV of its pages."""
     policy = _policy(1.0, settings)
     threshold = stays.threshold_within(
-        probability, lambda t: page_rows(stays, probability, replace(policy, threshold=_possible(t))), budget
+        probability, lambda t: pages_of(stays, probability, replace(policy, threshold=_possible(t))), budget
     )
     found = replace(policy, threshold=_possible(threshold))
-    page = page_rows(stays, probability, found) & stays.counted
+    page = pages_of(stays, probability, found) & stays.counted
     return Choice(found, float((stays.ahead[page] <= DAY_H).mean()) if page.any() else 0.0)
 
 
@@ -104,7 +105,7 @@ def _most_beneficial(
         return Choice(_policy(1.0, settings), 0.0)
     places = 1 - np.geomspace(1e-4, 0.5, THRESHOLDS)
     policies = [_policy(_possible(float(t)), settings) for t in np.unique(np.quantile(known, places))]
-    worths = [net_benefit(stays, page_rows(stays, probability, policy), exchange) for policy in policies]
+    worths = [net_benefit(stays, pages_of(stays, probability, policy), exchange) for policy in policies]
     best = int(np.argmax(worths))
     return Choice(policies[best], worths[best])
 
@@ -117,13 +118,18 @@ def net_benefit(stays: Stays, page: Bools, exchange: float) -> float:
     return 2400 * (caught - float((page & ~soon).sum()) / exchange) / max(float(stays.counted.sum()), 1.0)
 
 
-def page_rows(stays: Stays, probability: Floats, policy: AlertPolicy) -> Bools:
-    """Rows that page, shape (n,)."""
-    return pages(stays.patient, _micros(stays), probability, policy)
+def page_rows(patient: Ints, hour: Floats, probability: Floats, policy: AlertPolicy) -> Bools:
+    """Rows that page, shape (n,), of rows timed in hours since ICU admission."""
+    return pages(patient, _micros(hour), probability, policy)
 
 
-def _micros(stays: Stays) -> npt.NDArray[np.int64]:
-    return np.rint(stays.hour * HOUR_US).astype(np.int64)
+def pages_of(stays: Stays, probability: Floats, policy: AlertPolicy) -> Bools:
+    """The same for whole stays."""
+    return page_rows(stays.patient, stays.hour, probability, policy)
+
+
+def _micros(hour: Floats) -> Ints:
+    return np.rint(hour * HOUR_US).astype(np.int64)
 
 
 def _policy(threshold: float, settings: Mapping[str, float]) -> AlertPolicy:
@@ -142,7 +148,7 @@ def rivals(
 ) -> dict[str, AlertPolicy]:
     """What a policy is compared with, found on the same patients: the plain threshold at the same rate of pages, and
     both at the threshold that reaches 80 % of septic stays."""
-    rate = stays.paged(page_rows(stays, probability, chosen)).rate
+    rate = stays.paged(pages_of(stays, probability, chosen)).rate
     plain = within_budget(stays, probability, PLAIN, alerts.get("pages_per_100_patient_days", rate)).policy
     reaching = _possible(stays.threshold_for(probability, 0.8))
     return {
@@ -167,12 +173,9 @@ class Trial:
         for name, policy in policies.items():
             empty = (np.zeros(self._rows, dtype=np.bool_), np.zeros(self._rows, dtype=np.bool_))
             page, standing = self._said.setdefault(name, empty)
-            page[fold], standing[fold] = walk(stays.patient, _micros(stays), probability, policy)
+            page[fold], standing[fold] = walk(stays.patient, _micros(stays.hour), probability, policy)
 
     def table(self, stays: Stays) -> Iterator[dict[str, Any]]:
         """One row a policy: what a ward would see, and in how many septic stays an alert stood in the last 12 h."""
         for name, (page, standing) in self._said.items():
-            soon = standing & stays.counted & (stays.ahead <= 12)
-            stood = np.bincount(stays.patient[soon], minlength=len(stays.onset)) > 0
-            share = float(stood[stays.judged].mean()) if stays.judged.any() else float("nan")
-            yield {"policy": name} | stays.paged(page).table() | {"standing_12h": share}
+            yield {"policy": name} | stays.paged(page, standing).table()

@@ -34,7 +34,7 @@ from models.profile import profile
 from models.scope import scope_of
 from models.spec import Spec
 from models.tables import with_interval
-from training import policies
+from training import policies, rivals
 from training.ablation import SEARCH, ablation, blinded, time_told, trials
 from training.cohort import Cohort, read_cohort
 from training.evaluation import (
@@ -45,13 +45,15 @@ from training.evaluation import (
     clean_json,
     evaluate,
     operating_of,
-    page_rows,
     rival_scores,
+    rivals_of,
     withheld,
 )
 from training.explaining import explanation
 from training.members import Member, kind_of, members
+from training.policies import page_rows
 from training.recalibration import rehearsed
+from training.refits import FOLD, refitted
 from training.sites import LABEL, SOURCES, read_site
 
 Floats = npt.NDArray[np.float64]
@@ -171,7 +173,8 @@ def _fit_and_write(
     raw = together({m.booster: each[m.booster] for m in ensemble})
     with _stage(bars, "judging, with patient bootstraps"):
         chosen: list[AlertPolicy] = []
-        judged = judge(cohort, raw, fold, spec, chosen)
+        learned = rivals.out_of_fold(cohort, fold, spec, threads)
+        judged = judge(cohort, raw, fold, spec, chosen, learned)
         evaluation = evaluate(judged, training["replicates"]) | {"method": _method(training)}
         evaluation["calibration"] = clean_json(
             calibration_table(raw, cohort.label, fold, cohort.hour, cohort.site)
@@ -179,12 +182,14 @@ def _fit_and_write(
         evaluation["paging"] = paging(cohort, judged, fold, chosen, spec)
         evaluation["ablation"] = ablation(cohort, each, fold, spec)
         evaluation["time_told"] = clean_json(time_told(cohort, fold, spec, threads))
+    with _stage(bars, "refitting with other seeds"):
+        evaluation["refits"] = refits(cohort, fold, raw, spec, threads)
     with _stage(bars, "from one hospital to the other"):
         evaluation["transfer"] = transfer(cohort, fold, spec, threads)
     with _stage(bars, "fitting on everyone"):
         boosters = fit(cohort, cohort.scored, spec, threads)
     with _stage(bars, "explaining"):
-        told = explanation(_contributions_of(boosters), cohort, spec, training["seed"])
+        told = explanation(_contributions_of(boosters), _raw_of(boosters), cohort, spec, training["seed"])
         evaluation["explanation"] = clean_json(told)
     evaluation["cost"] = cost(time.monotonic() - began, threads)
     with _stage(bars, "writing the bundle"):
@@ -303,20 +308,27 @@ class Decided:
     abstention: Abstention
 
 
-def decide(cohort: Cohort, raw: Floats, fold: Ints, rows: Bools, spec: Spec) -> Decided:
-    """Choose calibration, thresholds and paging on some rows with out-of-fold scores."""
+def decide(
+    cohort: Cohort,
+    raw: Floats,
+    fold: Ints,
+    rows: Bools,
+    spec: Spec,
+    learned: Mapping[str, Floats] | None = None,
+) -> Decided:
+    """Choose calibration, thresholds and paging on some rows with out-of-fold scores; ``learned``, of rivals too."""
     gain = metrics.utility_gain(cohort.patient, cohort.hour, cohort.label)
     known = rows & ~np.isnan(raw)
     calibrator, losses = choose(raw[known], cohort.label[known], fold[known])
     probability = calibrator.apply(raw)
-    humble = {name: score[rows] for name, score in _rivals(cohort, spec).items()}
+    humble = {name: score[rows] for name, score in _rivals(cohort, spec, learned).items()}
     judged_on = rows & (cohort.hour <= spec.section("alerts").get("utility_until_h", np.inf))
     return Decided(
         calibrator,
         losses,
         metrics.best_threshold(probability[judged_on], gain[judged_on]),
         page_policy(cohort, probability, rows, spec),
-        {name: metrics.best_threshold(score, gain[rows]) for name, score in humble.items()},
+        {name: metrics.best_threshold(score, gain[rows], _beyond(score)) for name, score in humble.items()},
         Abstention.fit(
             laboratory(spec.features.names), _known(cohort, spec)[known], raw[known], cohort.label[known]
         ),
@@ -328,8 +340,13 @@ def _known(cohort: Cohort, spec: Spec) -> Ints:
     return known_of(cohort.matrix, spec.features.names, laboratory(spec.features.names))
 
 
-def _rivals(cohort: Cohort, spec: Spec) -> dict[str, Floats]:
-    return rival_scores(cohort.hour, cohort.matrix, spec.features.names)
+def _rivals(cohort: Cohort, spec: Spec, learned: Mapping[str, Floats] | None) -> dict[str, Floats]:
+    return rival_scores(cohort.hour, cohort.matrix, spec.features.names) | dict(learned or {})
+
+
+def _beyond(score: Floats) -> float:
+    """A threshold that no score reaches."""
+    return float(np.max(score, initial=0.0, where=~np.isnan(score))) + 1
 
 
 def page_policy(cohort: Cohort, probability: Floats, rows: Bools, spec: Spec) -> AlertPolicy:
@@ -362,19 +379,25 @@ def paging(
 
 
 def judge(
-    cohort: Cohort, raw: Floats, fold: Ints, spec: Spec, chosen: list[AlertPolicy] | None = None
+    cohort: Cohort,
+    raw: Floats,
+    fold: Ints,
+    spec: Spec,
+    chosen: list[AlertPolicy] | None = None,
+    learned: Mapping[str, Floats] | None = None,
 ) -> Judged:
     """Probabilities, alarms and pages of every fold, each decided on the scores of the other folds.
 
-    ``chosen``, where it is given, receives the paging policy of each fold.
+    ``chosen``, where it is given, receives the paging policy of each fold; ``learned`` are the out-of-fold scores of
+    rivals that were fitted.
     """
     probability = np.full(len(raw), np.nan)
     alarm, page, silent = (np.zeros(len(raw), dtype=np.bool_) for _ in range(3))
-    known, columns = _known(cohort, spec), _rivals(cohort, spec)
+    known, columns = _known(cohort, spec), _rivals(cohort, spec, learned)
     rival_alarms = {name: np.zeros(len(raw), dtype=np.bool_) for name in columns}
     for k in range(int(fold.max()) + 1):
         mine = fold == k
-        decided = decide(cohort, raw, fold, ~mine, spec)
+        decided = decide(cohort, raw, fold, ~mine, spec, learned)
         if chosen is not None:
             chosen.append(decided.policy)
         probability[mine] = decided.calibrator.apply(raw[mine])
@@ -383,9 +406,19 @@ def judge(
         page[mine] = page_rows(cohort.patient[mine], cohort.hour[mine], probability[mine], decided.policy)
         for name, score in columns.items():
             rival_alarms[name][mine] = score[mine] >= decided.rivals[name]
-    rivals = {name: (columns[name], rival_alarms[name]) for name in columns}
+    beside = {name: (columns[name], rival_alarms[name]) for name in columns}
     seen = (cohort.patient, cohort.hour, cohort.label, cohort.site)
-    return Judged(*seen, probability, alarm, page, rivals, cohort.groups, decided.policy, silent)
+    return Judged(*seen, probability, alarm, page, beside, cohort.groups, decided.policy, silent)
+
+
+def refits(cohort: Cohort, fold: Ints, raw: Floats, spec: Spec, threads: int) -> dict[str, Any]:
+    """What other seeds change in the first fold; see :func:`training.refits.refitted`."""
+    decided = decide(cohort, raw, fold, fold != FOLD, spec)
+    kept = (raw, decided.calibrator, decided.utility)
+    found = refitted(
+        cohort, fold, *kept, spec, lambda other: fit(cohort, fold != FOLD, other, threads), threads
+    )
+    return dict(clean_json(found))
 
 
 def transfer(cohort: Cohort, fold: Ints, spec: Spec, threads: int) -> list[dict[str, Any]]:
@@ -399,45 +432,52 @@ def transfer(cohort: Cohort, fold: Ints, spec: Spec, threads: int) -> list[dict[
     for site in sites if len(sites) > 1 else []:
         here = np.asarray(cohort.site == site)
         try:
-            raw, decided = _from_elsewhere(cohort, here, fold, spec, threads)
+            raw, decided, learned = _from_elsewhere(cohort, here, fold, spec, threads)
         except DataError:
             continue
         about = {"trained_on": ", ".join(s for s in sites if s != site), "tested_on": site}
-        rows += [about | found for found in _transferred(cohort, here, raw, decided, spec)]
+        rows += [about | found for found in _transferred(cohort, here, raw, decided, spec, learned)]
     return list(clean_json(rows))
 
 
 def _transferred(
-    cohort: Cohort, here: Bools, raw: Floats, decided: Decided, spec: Spec
+    cohort: Cohort, here: Bools, raw: Floats, decided: Decided, spec: Spec, learned: Mapping[str, Floats]
 ) -> Iterator[dict[str, Any]]:
-    """Measures, pages at fixed sensitivities, what abstention does, and what a thousand local stays repair."""
+    """Measures, rivals, pages at fixed sensitivities, what abstention does, and what a thousand local stays repair."""
     probability = decided.calibrator.apply(raw)
     alarm = probability >= decided.utility
     gain = metrics.utility_gain(cohort.patient, cohort.hour, cohort.label)
     scored = metrics.Scored(cohort.patient, cohort.label, probability, alarm, gain)
     silent = decided.abstention.withheld(_known(cohort, spec), raw)
     seen = (cohort.patient, cohort.hour, cohort.label, cohort.site)
-    judged = Judged(*seen, probability, alarm, alarm, {}, {}, decided.policy, silent)
+    humble = _rivals(cohort, spec, learned)
+    beside = {name: (score, score >= decided.rivals[name]) for name, score in humble.items()}
+    judged = Judged(*seen, probability, alarm, alarm, beside, {}, decided.policy, silent)
     local = here & ~np.isnan(raw)
     seed = spec.section("training")["seed"]
     for hours, band in bands(cohort.hour):
-        found: dict[str, Any] = {"hours": hours, "measures": scored.where(here & band).measure()}
-        rng = np.random.default_rng(seed)
+        part, rng = scored.where(here & band), np.random.default_rng(seed)
+        found: dict[str, Any] = {"hours": hours, "measures": part.measure()}
+        found["intervals"] = part.intervals(TRANSFER_REPLICATES, rng)
+        found["rivals"] = rivals_of(judged, gain, here & band, hours)
         found["points"] = operating_of(judged, here & band, hours, False, TRANSFER_REPLICATES, rng)
         found["abstention"] = withheld(judged, here & band, hours)
         if hours == "all":
-            part = (raw[local], cohort.label[local], cohort.patient[local])
-            found["recalibrated"] = rehearsed(decided.calibrator, *part, seed)
+            stays = (raw[local], cohort.label[local], cohort.patient[local])
+            found["recalibrated"] = rehearsed(decided.calibrator, *stays, seed)
         yield found
 
 
 def _from_elsewhere(
     cohort: Cohort, here: Bools, fold: Ints, spec: Spec, threads: int
-) -> tuple[Floats, Decided]:
-    """Raw scores of the patients of one hospital from a model of the others, and what those decided."""
+) -> tuple[Floats, Decided, dict[str, Floats]]:
+    """Raw scores of the patients of one hospital from a model of the others, what those decided, and their rivals."""
     held = ~here & (fold == 0)
-    raw = predicted(fit(cohort, ~here & ~held, spec, threads), cohort, here | held, threads)
-    return raw, decide(cohort, raw, cohort.patient % spec.section("training")["folds"], held, spec)
+    taught, told = ~here & ~held, here | held
+    raw = predicted(fit(cohort, taught, spec, threads), cohort, told, threads)
+    learned = rivals.scores(rivals.fitted(cohort, taught, spec, threads), cohort, told, spec, threads)
+    parts = cohort.patient % spec.section("training")["folds"]
+    return raw, decide(cohort, raw, parts, held, spec, learned), learned
 
 
 def _method(training: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ def measured(utility: float | None) -> dict:
         "brier": 0.016,
         "ici": 0.001,
         "slope": 1.0,
+        "intercept": 0.02,
         "observed_expected": 0.98,
     }
     return {"utility": [utility, 0.2, 0.4], **{k: [v, v, v] for k, v in values.items()}}

@@ -35,10 +35,10 @@ def test_the_policy_keeps_to_its_budget_and_its_pages_are_the_truest(ward):
     stays, p = ward
     policy, tried = policies.choose(stays, p, ALERTS)
     assert len(tried) == 4
-    rates = [stays.paged(policies.page_rows(stays, p, c.policy)).rate for c in tried]
+    rates = [stays.paged(policies.pages_of(stays, p, c.policy)).rate for c in tried]
     assert max(rates) <= 60
     worths = {
-        c.policy: stays.paged(policies.page_rows(stays, p, c.policy)).table()["page_ppv"] for c in tried
+        c.policy: stays.paged(policies.pages_of(stays, p, c.policy)).table()["page_ppv"] for c in tried
     }
     assert worths[policy] == max(worths.values()) == max(c.worth for c in tried)
 
@@ -60,7 +60,7 @@ def test_a_ward_that_minds_false_pages_more_is_paged_less(ward):
         policy, _ = policies.choose(
             stays, p, ALERTS | {"threshold_from": "net_benefit", "false_pages_per_true": exchange}
         )
-        rates.append(stays.paged(policies.page_rows(stays, p, policy)).rate)
+        rates.append(stays.paged(policies.pages_of(stays, p, policy)).rate)
     assert rates[0] < rates[1]
 
 
@@ -74,7 +74,7 @@ def test_a_trial_gathers_folds_into_what_one_walk_says(ward):
         part = Stays(mine, stays.hour[fold], stays.label[fold])
         trial.take(fold, part, p[fold], {"it": policy})
     (row,) = trial.table(stays)
-    whole = stays.paged(policies.page_rows(stays, p, policy)).table()
+    whole = stays.paged(policies.pages_of(stays, p, policy)).table()
     assert {k: row[k] for k in ("sensitivity", "page_ppv")} == {
         k: whole[k] for k in ("sensitivity", "page_ppv")
     }
@@ -85,7 +85,7 @@ def test_rivals_page_as_often_or_reach_as_many(ward):
     stays, p = ward
     policy, _ = policies.choose(stays, p, ALERTS)
     said = {
-        k: stays.paged(policies.page_rows(stays, p, v))
+        k: stays.paged(policies.pages_of(stays, p, v))
         for k, v in policies.rivals(stays, p, ALERTS, policy).items()
     }
     assert said["plain threshold"].rate <= 60

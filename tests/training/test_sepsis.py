@@ -13,7 +13,7 @@ from features.errors import DataError, SpecError
 from models import metrics
 from models.bundle import Bundle
 from models.spec import Spec
-from training import ablation, members, sepsis
+from training import ablation, members, policies, sepsis
 from training.cohort import read_cohort
 from training.splits import patient_folds
 
@@ -179,7 +179,7 @@ def test_pages_keep_to_the_budget(cohort, fold, small_spec):
     raw = sepsis.out_of_fold(cohort, fold, spec, threads=1)
     everyone = np.ones(len(raw), dtype=bool)
     decided = sepsis.decide(cohort, raw, fold, everyone, spec)
-    paged = sepsis.page_rows(cohort.patient, cohort.hour, decided.calibrator.apply(raw), decided.policy)
+    paged = policies.page_rows(cohort.patient, cohort.hour, decided.calibrator.apply(raw), decided.policy)
     assert 2400 * paged.sum() / cohort.scored.sum() <= 40
 
 
