@@ -8,6 +8,7 @@ of its own, for whoever holds whole instants.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -157,6 +158,30 @@ def clean_one(code: str, unit: str, value: float | None, text: str | None) -> tu
         factor, offset = known.factor, known.offset
     canonical = raw * factor + offset
     return known.concept, canonical, _fault_of(known, raw, canonical)
+
+
+def clean_numbers(
+    kinds: Sequence[tuple[str, str]], kind: Codes, raw: Values
+) -> tuple[Codes, Values, npt.NDArray[np.bool_]]:
+    """What :func:`clean_one` makes of many events that say a number each, as arrays.
+
+    Parameters
+    ----------
+    kinds : code and unit of each kind of event there is
+    kind : position in ``kinds``, shape (n,)
+    raw : values as sent, NaN where none was, shape (n,)
+
+    Returns
+    -------
+    position of the concept (-1: unmapped) and canonical value, as of :func:`clean_one`, and whether that is all there
+    is to say; where it is False something may be wrong, and :func:`clean_one` knows what. Each of shape (n,).
+    """
+    pairs = [_pair(code.strip(), unit.strip(), "") for code, unit in kinds]
+    value = _values(raw, kind, pairs)[0]
+    plain = np.array([p.fault < 0 and not p.never for p in pairs], dtype=np.bool_)
+    low, high = np.array([p.low for p in pairs]), np.array([p.high for p in pairs])
+    inside = (value >= low[kind]) & (value <= high[kind]) & np.isfinite(value)
+    return np.array([p.concept for p in pairs], dtype=np.int64)[kind], value, inside & plain[kind]
 
 
 def _fault_of(known: _Pair, raw: float, value: float) -> str | None:

@@ -11,7 +11,8 @@ MICROSECOND: Final = timedelta(microseconds=1)
 
 def to_us(instant: datetime) -> int:
     """Microseconds since the epoch."""
-    return (instant - EPOCH) // MICROSECOND
+    since = instant - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def from_us(micros: int) -> datetime:

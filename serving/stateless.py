@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from features.clean import clean_one, contradictions
+from features.clean import clean_numbers, clean_one, contradictions
 from features.concepts import loader
 from features.featureset import FeatureSet
 from serving.answers import Refusal
@@ -35,7 +37,7 @@ from serving.ingest.events import (
     told,
 )
 from serving.schemas import EncounterIn, EventBody, ScoreRequest
-from serving.scoring import Ints, Readings
+from serving.scoring import Codes, Ints, Readings
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,48 +169,80 @@ def _late(time: int, available: int, when: int, now: int) -> Fault | None:
 def _one_by_one(
     encounter_id: str, events: Sequence[EventBody], when: int, now: int, concepts: tuple[str, ...]
 ) -> tuple[dict[int, Fault], Readings]:
-    place = columns_of(concepts)
-    ignored: dict[int, Fault] = {}
-    seen: set[tuple[object, ...]] = set()
-    rows: list[tuple[int, int, int, int, float]] = []
-    for k, event in enumerate(events):
-        code = event.code.strip() if event.code is not None else f"WARDCAST//{event.concept}"
-        time = to_us(event.time)
-        if event.available_time is None:
-            available = max(time, min(time + policy_us(code), now))
-        else:
-            available = to_us(event.available_time)
-        late = _late(time, available, when, now)
-        if late is not None:
-            ignored[k] = late
-            continue
-        # The number as text: a zero and a negative zero are told apart, as the store tells them.
-        key = (event.source_id, code, time, event.available_time, repr(event.value), event.text, event.unit)
-        if key in seen:
-            ignored[k] = DUPLICATE
-            continue
-        seen.add(key)
-        concept, value, fault = clean_one(code, event.unit or "", event.value, event.text)
-        if fault is not None:
-            ignored[k] = fault_of(fault, Item.of(event, encounter_id, now))
-        elif place[concept] >= 0:
-            rows.append((k, place[concept], time, available, value))
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 5
-    at, concept_, time_, available_ = (np.array(c, dtype=np.int64) for c in columns[:4])
+    """As :func:`_usable` and :func:`sort_out` of events that stand alone, as columns; what is odd, one at a time."""
+    kinds, kind, time, available = _dated(events, now)
+    late = (time > when) | (available > when)
+    ignored = {
+        k: fault
+        for k in np.flatnonzero(late).tolist()
+        if (fault := _late(int(time[k]), int(available[k]), when, now)) is not None
+    }
+    ignored |= dict.fromkeys(_again(events, kinds, kind, time, late), DUPLICATE)
+    raw = np.array([e.value for e in events], dtype=np.float64)
+    concept, value, plain = clean_numbers(kinds, kind, raw)
+    for k in np.flatnonzero(~plain).tolist():
+        concept[k], value[k], reason = clean_one(*kinds[kind[k]], events[k].value, events[k].text)
+        if reason is not None and k not in ignored:
+            ignored[k] = fault_of(reason, Item.of(events[k], encounter_id, now))
+    read = columns_of(concepts)[concept]
+    wanted = read >= 0
+    wanted[list(ignored)] = False
+    at = np.flatnonzero(wanted)
 
     def sources(some: Ints) -> pd.Series:
         named = [Item.of(events[k], encounter_id, now).source_id for k in at[some].tolist()]
         return pd.Series(named, dtype="str")
 
-    nobody = np.zeros(len(rows), dtype=np.int32)
-    values = np.array(columns[4], dtype=np.float64)
-    return ignored, Readings(nobody, concept_.astype(np.int32), time_, available_, values, sources)
+    nobody = np.zeros(at.size, dtype=np.int32)
+    return ignored, Readings(nobody, read[at], time[at], available[at], value[at], sources)
 
 
-def columns_of(concepts: tuple[str, ...]) -> list[int]:
-    """For each concept of the tables, its place among those that features read; -1 where they do not."""
+def _dated(events: Sequence[EventBody], now: int) -> tuple[list[tuple[str, str]], Ints, Ints, Ints]:
+    """The kinds of event there are (code and unit), which each is, when it happened and when it could be seen."""
+    found: dict[tuple[str | None, str | None, str | None], int] = {}
+    kind = [found.setdefault((e.code, e.concept, e.unit), len(found)) for e in events]
+    kinds = [(f"WARDCAST//{c}" if code is None else code.strip(), unit or "") for code, c, unit in found]
+    place = np.array(kind, dtype=np.int64)
+    time = np.array([to_us(e.time) for e in events], dtype=np.int64)
+    delay = np.array([policy_us(code) for code, _ in kinds], dtype=np.int64)[place]
+    available = np.maximum(time, np.minimum(time + delay, now))
+    for k, event in enumerate(events):
+        if event.available_time is not None:
+            available[k] = to_us(event.available_time)
+    return kinds, place, time, available
+
+
+def _again(
+    events: Sequence[EventBody],
+    kinds: Sequence[tuple[str, str]],
+    kind: Ints,
+    time: Ints,
+    late: npt.NDArray[np.bool_],
+) -> list[int]:
+    """Which events say over again what one before said, of those that are not late."""
+    codes = [kinds[k][0] for k in kind.tolist()]
+    about = list(zip(codes, time.tolist(), strict=True))
+    if len(set(about)) == len(about):
+        return []
+    seen: set[tuple[object, ...]] = set()
+    again = []
+    for k, event in enumerate(events):
+        # The number as text: a zero and a negative zero are told apart, as the store tells them.
+        said = (event.source_id, event.available_time, repr(event.value), event.text, event.unit)
+        if late[k]:
+            continue
+        if (*about[k], *said) in seen:
+            again.append(k)
+        seen.add((*about[k], *said))
+    return again
+
+
+@lru_cache(maxsize=64)
+def columns_of(concepts: tuple[str, ...]) -> Codes:
+    """For each concept of the tables, its place among those that features read; -1 where they do not, and at the end
+    for what is no concept."""
     known = {c: k for k, c in enumerate(concepts)}
-    return [known.get(c, -1) for c in loader.concepts()]
+    return np.array([*(known.get(c, -1) for c in loader.concepts()), -1], dtype=np.int32)
 
 
 def _usable(
