@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -113,8 +114,12 @@ def laboratory(names: Sequence[str]) -> tuple[str, ...]:
 
 def known_of(matrix: npt.NDArray[np.float32], names: Sequence[str], quantities: Sequence[str]) -> Ints:
     """How many of the quantities each row of features knows, shape (n,)."""
+    known = ~np.isnan(matrix[:, _last_of(tuple(names), tuple(quantities))])
+    return np.asarray(known.sum(axis=1), dtype=np.int64)
+
+
+@lru_cache(maxsize=64)
+def _last_of(names: tuple[str, ...], quantities: tuple[str, ...]) -> list[int]:
+    """The column of each quantity's last value; asked with every score, among hundreds of names."""
     place = {name: k for k, name in enumerate(names)}
-    known = np.zeros(len(matrix), dtype=np.int64)
-    for quantity in quantities:
-        known += ~np.isnan(matrix[:, place[f"{quantity}__last"]])
-    return known
+    return [place[f"{quantity}__last"] for quantity in quantities]

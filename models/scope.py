@@ -7,6 +7,7 @@ population, but nothing to go by). A score is never made up for either.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -40,7 +41,8 @@ def scope_of(spec: Spec) -> dict[str, Any]:
     missing = [k for k in KEYS if k not in scope]
     if missing:
         raise SpecError(f"Spec section [scope] of {spec.name} lacks {', '.join(missing)}.")
-    absent = [v for v in scope["vitals"] if v not in seen_columns(spec)]
+    seen = seen_columns(spec)
+    absent = [v for v in scope["vitals"] if v not in seen]
     if absent:
         raise SpecError(
             f"[scope] counts {', '.join(absent)}, but the features have no hours_since_last of them that looks back "
@@ -51,6 +53,13 @@ def scope_of(spec: Spec) -> dict[str, Any]:
 
 def seen_columns(spec: Spec) -> dict[str, int]:
     """Where the features say how long ago each vital sign of the scope was last seen, if it was in its recent hours."""
+    return dict(_seen(spec.text))
+
+
+@lru_cache(maxsize=64)
+def _seen(text: str) -> dict[str, int]:
+    """Of the text of a spec, since it is asked with every score and the features are many to look through."""
+    spec = Spec.parse(text)
     scope, features = spec.section("scope"), spec.features
     recent_us = scope["recent_h"] * HOUR_US
     found = {
@@ -73,8 +82,13 @@ def admission_known(matrix: Matrix, spec: Spec) -> npt.NDArray[np.bool_]:
 
     What is said of the patient is dated by it: a score without it would do without age and sex, unnoticed.
     """
-    asked = [spec.features.names.index(name) for name in ADMISSION if name in spec.features.names][:1]
-    return np.asarray(~np.isnan(matrix[:, asked]).any(axis=1))
+    return np.asarray(~np.isnan(matrix[:, _dated_by(spec.text)]).any(axis=1))
+
+
+@lru_cache(maxsize=64)
+def _dated_by(text: str) -> list[int]:
+    names = Spec.parse(text).features.names
+    return [names.index(name) for name in ADMISSION if name in names][:1]
 
 
 def assess(
