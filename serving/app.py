@@ -101,7 +101,12 @@ def create_app(settings: Settings) -> FastAPI:
     """
     _log_at(settings.log_level)
     state = Wardcast(settings)
-    app = FastAPI(title="Wardcast", version=VERSION, docs_url=None, redoc_url=None)
+    silent: Any = {
+        "tracing": False,
+        "metrics": False,
+        "logs": False,
+    }  # we log and count ourselves, without identities
+    app = FastAPI(title="Wardcast", version=VERSION, docs_url=None, redoc_url=None, telemetry=silent)
     app.state.wardcast = state
     catch_up(state)
     interop = (cds_hooks.router, fhir.router)

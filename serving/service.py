@@ -1,7 +1,7 @@
 """BentoML around the service: processes, sockets, TLS, restarts. The only module that knows BentoML.
 
 Every path is answered by our own application. BentoML's index loads a remote script, and its probes and metrics know
-nothing of ours: its metrics are off, the rest of its routes step aside.
+nothing of ours: its metrics and traces are off, and its routes step aside.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from serving.store.store import Store
 SERVICE: Final = "serving.service:Wardcast"
 TIMEOUT_S: Final = 60
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
-BENTOML_ROUTES: Final = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json"})
 
 
 @cache
@@ -52,15 +51,14 @@ async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class OursFirst:
-    """Answer what BentoML would answer before any mount: probes that know our store and model, and no schema."""
+    """Answer every request before BentoML routes it: its probes know neither store nor model, its index is not ours."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand our paths to our application, the rest to BentoML, whose mount is our application again."""
-        ours = scope["type"] == "http" and scope["path"] in BENTOML_ROUTES
-        await (mounted if ours else self._app)(scope, receive, send)
+        """Hand requests to our application, and BentoML what is its own: start and stop."""
+        await (mounted if scope["type"] == "http" else self._app)(scope, receive, send)
 
 
 @bentoml.service(
@@ -69,6 +67,8 @@ class OursFirst:
     traffic={"timeout": TIMEOUT_S},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
+    # Nobody is told of any span: to make and drop some cost a millisecond a request.
+    tracing={"excluded_urls": [".*"]},
 )
 @bentoml.asgi_app(mounted, path="/")
 class Wardcast:
