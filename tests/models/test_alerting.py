@@ -98,3 +98,20 @@ def test_shares_have_intervals_over_patients():
     # 50 paged stays, 30 % septic: a binomial interval is about 0.3 +- 1.96 * sqrt(0.21 / 50).
     assert low == pytest.approx(0.3 - 0.127, abs=0.04)
     assert high == pytest.approx(0.3 + 0.127, abs=0.04)
+
+
+def test_a_page_in_a_band_is_true_when_onset_is_in_it_too():
+    """Onsets at hours 16 and 56, and a stay without; all paged at hour 5, an alert standing to hour 12."""
+    patient, hour, label = stays((0,) * 10 + (1,) * 10, (0,) * 50 + (1,) * 10, (0,) * 30)
+    told = (
+        Stays(patient, hour, label, hour <= 48, until_h=48)
+        .paged(hour == 5, (hour >= 5) & (hour <= 12))
+        .table()
+    )
+    assert told["stay_ppv"] == pytest.approx(2 / 3)
+    assert told["stay_ppv_in_time"] == pytest.approx(1 / 3)
+    assert told["prevalence_in_time"] == pytest.approx(1 / 3)
+    assert told["sensitivity_12h"] == told["standing_12h"] == 1
+    late = Stays(patient, hour, label).paged(hour == 5, hour >= 5).table()
+    assert (late["sensitivity_12h"], late["standing_12h"]) == (0.5, 1)
+    assert "standing_12h" not in Stays(patient, hour, label).paged(hour == 5).table()

@@ -13,7 +13,7 @@ from features.errors import DataError, SpecError
 from models import metrics
 from models.bundle import Bundle
 from models.spec import Spec
-from training import ablation, members, policies, sepsis
+from training import ablation, members, policies, rivals, sepsis
 from training.cohort import read_cohort
 from training.splits import patient_folds
 
@@ -277,3 +277,51 @@ def test_an_output_that_is_taken_is_refused(icu_file, small_spec, quiet, tmp_pat
     (tmp_path / "taken.txt").write_text("mine")
     with pytest.raises(SpecError, match="not empty"):
         sepsis.train("physionet2019", icu_file, spec=small_spec, output=tmp_path, register=False)
+
+
+def test_rivals_never_see_the_patients_that_they_are_judged_on(cohort, fold, small_spec):
+    """A learned clock knows the hour alone; a logistic regression is scikit-learn's, and another fold's labels are
+    all that moves either."""
+    from dataclasses import replace
+
+    spec = Spec.load(small_spec)
+    told = rivals.out_of_fold(cohort, fold, spec, threads=1)
+    assert set(told) == {"learned_clock", "logistic"}
+    other = replace(cohort, label=np.where(fold == 1, 0, cohort.label))
+    # The outcome of a stay decides how its hours are drawn, not whether: everyone is drawn here.
+    turned = rivals.out_of_fold(other, fold, spec, threads=1)
+    mine = (fold == 1) & cohort.scored
+    for name, score in told.items():
+        assert np.array_equal(score[mine], turned[name][mine]), name
+        assert not np.array_equal(score[~mine], turned[name][~mine], equal_nan=True), name
+        assert np.isnan(score[~cohort.scored]).all()
+        assert ((score[cohort.scored] > 0) & (score[cohort.scored] < 1)).all()
+    by_hour = {h: set(told["learned_clock"][mine & (cohort.hour == h)].tolist()) for h in (2.0, 20.0)}
+    assert [len(s) for s in by_hour.values()] == [1, 1]
+    auroc = {k: metrics.auroc(cohort.label[mine], v[mine]) for k, v in told.items()}
+    assert auroc["logistic"] > 0.8 > auroc["learned_clock"]
+
+
+def test_a_rival_stands_on_the_rows_of_the_model(small_bundle):
+    """At home and at the other hospital, with the stays that it would page to find 80 %."""
+    for row in (
+        *small_bundle.evaluation["rivals"],
+        *(t["rivals"] for t in small_bundle.evaluation["transfer"]),
+    ):
+        assert {"clock", "sirs", "learned_clock", "logistic"} <= set(row)
+        assert 0 < row["logistic"]["stay_ppv_80"] <= 1
+    assert "logistic regression" in small_bundle.card
+    assert set(small_bundle.parts["decision"]["rivals"]) == {"clock", "sirs"}, (
+        "a bundle holds no rival's model"
+    )
+
+
+def test_other_seeds_are_compared_on_one_fold(small_bundle):
+    told = small_bundle.evaluation["refits"]
+    assert told["refits"] == 3
+    utility = next(f for f in told["figures"] if (f["measure"], f["hours"]) == ("utility", "all"))
+    assert len(utility["each"]) == 4
+    assert utility["sd"] == pytest.approx(np.std(utility["each"], ddof=1), rel=1e-4)
+    assert told["rows_sd"] > 0
+    assert 0.2 < told["reasons"]["overlap"] < 1
+    assert "refitted with 3 other seeds" in small_bundle.card
