@@ -46,7 +46,7 @@ class Target:
         """Name, must, measured with its interval, and whether it is met by the figure and by all of its interval."""
         measure, who = self.find(evaluation, influence)
         value = measure[0]
-        small = value is not None and 0 < abs(value) < 10**-self.digits / 2
+        small = self.digits >= 6 and value is not None and 0 < abs(value) < 10**-self.digits
         told = f"{value:.1e}" if small else with_interval(measure, self.digits)
         measured = f"{told}, {who}" if who else told
         return [self.name, self.must, measured, self._met(measure)]

@@ -118,4 +118,6 @@ def _logistic(cohort: Cohort, used: Ints, weight: Floats) -> Any:
         SimpleImputer(strategy="constant", fill_value=0.0, add_indicator=True, keep_empty_features=True),
         LogisticRegression(C=STRENGTH, max_iter=STEPS),
     )
-    return model.fit(cohort.matrix[used], cohort.label[used], logisticregression__sample_weight=weight)
+    # A feature that nobody has has no mean; it is missing throughout, and says nothing.
+    with np.errstate(invalid="ignore"):
+        return model.fit(cohort.matrix[used], cohort.label[used], logisticregression__sample_weight=weight)
