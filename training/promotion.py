@@ -1,7 +1,8 @@
 """Which registered model serves: an alias that moves only through gates, with who approved it and why.
 
 Every attempt is a run in MLflow, with the gates as they were judged; a refused one leaves the alias where it was. What
-served before is written down with the version that took its place, so that ``rollback`` finds it again.
+served before is written down with the version that took its place, so that ``rollback`` finds it again; a second one
+goes further back, and never returns to what was withdrawn.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from training.layouts import aligned
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "champion_previous"
+"""What served before a champion, the latest first, comma-separated."""
+REMEMBERED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +122,26 @@ def promote(
     judged = read.judge(bundle, rehearsal)
     passed = all(gate.passed for gate in judged)
     before = tracking.version_of(name, CHAMPION)
-    previous = before if before != version else tracking.tags_of(name, version).get(PREVIOUS) or None
+    earlier = _served_before(name, before)
+    if before is not None and before != version:
+        earlier = [before, *earlier]
+    previous = earlier[0] if earlier else None
     result = Promotion(name, version, bundle.model_id, previous, judged, read.digest, passed)
     _log(result, approval)
     if passed:
-        tracking.set_alias(name, version, CHAMPION, approval.tags() | {PREVIOUS: previous or ""})
+        tracking.set_alias(name, version, CHAMPION, approval.tags() | _remembered(earlier))
     return result
+
+
+def _served_before(name: str, version: str | None) -> list[str]:
+    """What served before a champion, the latest first."""
+    if version is None:
+        return []
+    return [v for v in tracking.tags_of(name, version).get(PREVIOUS, "").split(",") if v]
+
+
+def _remembered(versions: Sequence[str]) -> dict[str, str]:
+    return {PREVIOUS: ",".join(versions[:REMEMBERED])}
 
 
 def _log(result: Promotion, approval: Approval) -> None:
@@ -160,6 +177,9 @@ class Rollback:
 def rollback(name: str, approval: Approval) -> Rollback:
     """Let the previous champion serve again. No gate is asked: it has served before, and haste may be needed.
 
+    Twice goes back twice. The version that is withdrawn is struck from what may come back, also where it had served
+    earlier too, so that two versions never take turns.
+
     Raises
     ------
     ConfigError
@@ -168,17 +188,19 @@ def rollback(name: str, approval: Approval) -> Rollback:
     current = tracking.version_of(name, CHAMPION)
     if current is None:
         raise ConfigError(f"No {CHAMPION} of {name} is registered, so there is nothing to roll back.")
-    previous = tracking.tags_of(name, current).get(PREVIOUS)
-    if not previous:
+    earlier = [v for v in _served_before(name, current) if v != current]
+    if not earlier:
         raise ConfigError(
             f"Nothing served before {name} version {current}, so there is nothing to go back to. Promote another: "
             f"wardcast promote {name} --version N."
         )
+    previous, rest = earlier[0], [v for v in earlier[1:] if v != earlier[0]]
     result = Rollback(name, current, previous)
     about = {"origin": "rollback", "outcome": "rolled back", "version": previous, "withdrawn": current}
     papers = {"rollback.txt": result.summary() + "\n"}
     tracking.log_decision(name, f"roll back to {previous}", about | approval.tags(), papers)
-    tracking.set_alias(name, previous, CHAMPION, approval.tags() | {"champion_restored_after": current})
+    restored = {"champion_restored_after": current}
+    tracking.set_alias(name, previous, CHAMPION, approval.tags() | _remembered(rest) | restored)
     withdrawn = {"champion_withdrawn_by": approval.approved_by, "champion_withdrawn_reason": approval.reason}
     tracking.tag(name, current, withdrawn)
     return result

@@ -56,7 +56,7 @@ def registry(small_bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("promotion")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WARDCAST_VAR", str(folder / "var"))
-        for version, shift in (("one", 0.0), ("two", 0.0), ("odd", 1e-6)):
+        for version, shift in (("one", 0.0), ("two", 0.0), ("three", 0.0), ("odd", 1e-6)):
             made = with_sheet(small_bundle, folder / version, version, shift)
             tracking.log_bundle(made.folder, run_name="train", alias="challenger")
         yield folder
@@ -120,6 +120,23 @@ def test_from_training_to_champion_and_back(registry):
     assert [r["outcome"] for r in runs()[:5]] == ["rolled back", "refused", "promoted", "promoted", "refused"]
     with pytest.raises(ConfigError, match="Nothing served before sepsis version 1"):
         promotion.rollback("sepsis", APPROVED)
+
+
+def test_rolling_back_twice_goes_back_twice_and_never_to_what_was_withdrawn(registry):
+    easy = gates_file(registry, 0.5)
+
+    def history(*versions: str) -> list[str]:
+        for version in versions:
+            assert promotion.promote("sepsis", APPROVED, version=version, gates=easy).promoted
+        restored = []
+        while tracking.tags_of("sepsis", champion()).get(promotion.PREVIOUS):
+            restored.append(promotion.rollback("sepsis", APPROVED).restored)
+        with pytest.raises(ConfigError, match="Nothing served before"):
+            promotion.rollback("sepsis", APPROVED)
+        return restored
+
+    assert history("1", "2", "1") == ["2"], "1 was withdrawn, though it had served before 2"
+    assert history("1", "3", "3") == ["1", "2"]
 
 
 def test_the_decision_is_kept_with_its_gates(registry):
