@@ -23,6 +23,7 @@ from models.metrics import expit, logit
 from models.scope import SCORED
 from training.cohort import prepare, sha256, sources_of
 from training.evaluation import clean_json
+from training.scoring import alike, trained_on
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -32,6 +33,11 @@ FEWEST_SEPTIC: Final = 20
 """Septic patients without which two numbers cannot be told from chance."""
 SPREAD: Final = (0.3, 0.5)
 """How far slope and intercept are believed to move from a released map: standard deviations around 1 and 0."""
+FAMILIAR: Final = (
+    "By their identifiers these look like the challenge's own patients, most of whom trained this model: then its "
+    "scores flatter it here, and this calibration holds nowhere else. A bundle keeps no patients, so nothing more can "
+    "be said."
+)
 STAYS: Final = 1000
 DRAWS: Final = 20
 REPLICATES: Final = 200
@@ -186,6 +192,7 @@ class RecalibrationResult:
             f"Bundle {self.bundle.model_id}: {self.bundle.folder}",
             "Thresholds are probabilities and stay as they were; count the pages before anyone is paged.",
         ]
+        lines += [FAMILIAR] if told["perhaps_trained_on"] else []
         return "\n".join([*lines, f"MLflow: {self.tracked}"] if self.tracked else lines)
 
 
@@ -215,14 +222,15 @@ def recalibrate(
     ConfigError
         The product or source is not one this command knows.
     DataError
-        Fewer than 20 septic patients, or the input cannot be used.
+        Fewer than 20 septic patients, the model was made from these very files, or the input cannot be used.
     """
     from training.tracking import log_bundle, resolve, var
 
     if product != "sepsis" or source != "physionet2019":
         raise ConfigError("Recalibration knows sepsis and --source physionet2019.")
     parent = Bundle.load(resolve(model or "released:sepsis"))
-    raw, label, patient, rows = _scored(parent, input, threads)
+    _refuse_its_own(parent, input)
+    raw, label, patient, rows, familiar = _scored(parent, input, threads)
     calibrator = adapted(parent.calibrator, raw, label, patient, np.random.default_rng(0))
     alike = design_effect(parent.calibrator, raw, label, patient)
     slope, intercept = local_line(parent.calibrator, raw, label, alike)
@@ -233,6 +241,7 @@ def recalibrate(
             "intercept": intercept,
             "design_effect": alike,
             "rows": rows,
+            "perhaps_trained_on": familiar,
             "patients": int(patient.max()) + 1,
             "septic_patients": len(np.unique(patient[label == 1])),
             "files": [{"name": f.name, "sha256": sha256(f)} for f in _files(input)],
@@ -263,21 +272,32 @@ def _files(input: Path) -> list[Path]:
     return physionet2019.files(input)
 
 
-def _scored(bundle: Bundle, input: Path, threads: int) -> tuple[Floats, Ints, Ints, int]:
-    """Raw score, outcome and patient of every row that can be scored, and how many rows there are in all."""
+def _refuse_its_own(parent: Bundle, input: Path) -> None:
+    """A model is surer of patients it was made from than of any it will meet: they tell nothing of a new hospital."""
+    before = {f["sha256"] for f in parent.parts.get("recalibration", {}).get("files", [])}
+    if trained_on(parent, input) or any(sha256(f) in before for f in _files(input)):
+        raise DataError(
+            f"{parent.model_id} was made from these very files, and would be fitted to its own memory. Give whole "
+            "stays that it has not seen."
+        )
+
+
+def _scored(bundle: Bundle, input: Path, threads: int) -> tuple[Floats, Ints, Ints, int, bool]:
+    """Raw score, outcome and patient of every row that can be scored, how many rows there are in all, and whether
+    identifiers look like those of the patients that the model was made from."""
     labels = physionet_labels.read_labels(input)
-    raw, label, names, rows = [], [], [], 0
+    raw, label, names, rows, familiar = [], [], [], 0, False
     for patients in sources_of(input):
         ready = prepare(patients, bundle.spec, threads)
         scored = np.asarray(ready.status == SCORED)
         raw.append(bundle.raw(ready.matrix[scored], threads=threads))
         label.append(labels[ready.rows.index.to_numpy()][scored])
         names.append(ready.rows["encounter_id"].astype(object).to_numpy()[scored])
-        rows += len(scored)
+        rows, familiar = rows + len(scored), familiar or alike(bundle, ready.rows)
     if not rows:
         raise DataError(f"{input} holds no rows. Give a file with local patients and their outcomes.")
     patient = pd.factorize(np.concatenate(names))[0].astype(np.int64)
-    return np.concatenate(raw), np.concatenate(label).astype(np.int64), patient, rows
+    return np.concatenate(raw), np.concatenate(label).astype(np.int64), patient, rows, familiar
 
 
 def _cross_judged(calibrator: Calibrator, raw: Floats, label: Ints, patient: Ints) -> dict[str, Any]:
@@ -347,4 +367,5 @@ def _card(about: dict[str, Any]) -> str:
         f"slope {before['slope']:.2f} and {after['slope']:.2f}, ICI {before['ici']:.4f} and {after['ici']:.4f}; "
         "*after* is cross-fitted over patients. Ranking, features, thresholds and everything said below of the "
         "hospitals that the model comes from are unchanged.\n\n"
+        + (f"**{FAMILIAR}**\n\n" if about["perhaps_trained_on"] else "")
     )

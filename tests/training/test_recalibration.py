@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,12 +68,17 @@ def test_a_rehearsal_judges_stays_that_it_did_not_fit():
     assert rehearsed(IDENTITY, raw[:50], label[:50], patient[:50], seed=5) == {}
 
 
-def test_a_bundle_is_recalibrated_by_a_file_and_says_so(small_bundle, icu_file, tmp_path, monkeypatch):
+def test_a_bundle_is_recalibrated_by_a_file_and_says_so(small_bundle, icu_hours, tmp_path, monkeypatch):
     monkeypatch.setattr(recalibration, "REPLICATES", 20)
-    made = recalibrate(
-        "sepsis", "physionet2019", icu_file, tmp_path / "b", model=str(small_bundle.folder), register=False
-    )
+    local, words = tmp_path / "local.parquet", ("sepsis", "physionet2019")
+    icu_hours[icu_hours["patient_id"] != icu_hours["patient_id"].iloc[0]].to_parquet(local, index=False)
+    made = recalibrate(*words, local, tmp_path / "b", model=str(small_bundle.folder), register=False)
     bundle = Bundle.load(tmp_path / "b")
+    # All but one of these patients trained the model; nothing but the form of their identifiers can tell.
+    assert "look like the challenge's own patients" in made.summary()
+    assert "look like the challenge's own patients" in bundle.card
+    with pytest.raises(DataError, match="made from these very files"):
+        recalibrate(*words, local, tmp_path / "c", model=str(tmp_path / "b"), register=False)
     rows = np.random.default_rng(6).normal(size=(200, len(bundle.feature_names))).astype(np.float32)
     assert np.array_equal(bundle.raw(rows), small_bundle.raw(rows)), "the ranking is the parent's"
     assert auroc(np.arange(200) % 2, bundle.score(rows)) == auroc(
@@ -86,11 +89,25 @@ def test_a_bundle_is_recalibrated_by_a_file_and_says_so(small_bundle, icu_file, 
     about = bundle.parts["recalibration"]
     assert about["parent"] == small_bundle.model_id
     assert bundle.model_id != small_bundle.model_id
-    assert about["files"][0]["sha256"] in json.dumps(small_bundle.parts["data"])
+    assert about["files"][0]["name"] == "local.parquet"
     assert f"{about['patients']:,} local patients" in bundle.card
     assert "slope" in made.summary()
     low, high = bundle.calibrator.interval(np.array([-2.0]))
     assert low < bundle.calibrator.apply(np.array([-2.0])) < high
+
+
+def test_the_files_that_a_model_was_made_from_tell_nothing_of_another_hospital(
+    small_bundle, icu_file, tmp_path
+):
+    with pytest.raises(DataError, match="made from these very files"):
+        recalibrate(
+            "sepsis",
+            "physionet2019",
+            icu_file,
+            tmp_path / "b",
+            model=str(small_bundle.folder),
+            register=False,
+        )
 
 
 def test_scores_are_not_taken_for_drift_after_the_line_that_moved_them():
