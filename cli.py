@@ -317,7 +317,7 @@ def ingest_report() -> None:
     from serving.ingest.report import report
     from serving.settings import Settings
 
-    _tell(report(Settings.from_env()).summary())
+    _tell(report(Settings.from_env(make=False)).summary())
 
 
 @app.command()
@@ -334,7 +334,7 @@ def explain(
     from serving.whatif import changes_of
 
     changes = changes_of(what_if or ())
-    out.print_json(data=explain_prediction(Settings.from_env(), prediction_id, changes))
+    out.print_json(data=explain_prediction(Settings.from_env(make=False), prediction_id, changes))
 
 
 @forecast_app.command("beds")

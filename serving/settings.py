@@ -132,13 +132,16 @@ class Settings:
             ) from None
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+    def from_env(cls, env: Mapping[str, str] | None = None, make: bool = True) -> Settings:
         """Read the settings, and make the token and the key where there are none yet.
+
+        With ``make`` false nothing is made, which is for commands that only look at what a service has left.
 
         Raises
         ------
         ConfigError
-            A value cannot be used, or the combination is unsafe. Names the variable and the remedy, never a secret.
+            A value cannot be used, the combination is unsafe, or there is no store to look at. Names the variable and
+            the remedy, never a secret.
         """
         given = os.environ if env is None else env
         read = {
@@ -147,6 +150,8 @@ class Settings:
         var = Path(read.get("VAR", "var")).absolute()
         tokens_file = _path(read, "TOKENS_FILE")
         url = read.get("STORE_URL", f"sqlite:///{var / 'wardcast.db'}")
+        if not make:
+            _there(url)
         settings = cls(
             var=var,
             host=_address(read.get("HOST", "127.0.0.1")),
@@ -185,7 +190,7 @@ class Settings:
         )
         return replace(
             settings,
-            token=None if tokens_file else _secret(var / "token", secrets.token_urlsafe(32)),
+            token=None if tokens_file or not make else _secret(var / "token", secrets.token_urlsafe(32)),
             store_key=_store_key(settings.store_key_file or var / "key", url),
         )
 
@@ -326,6 +331,15 @@ def _public_url(text: str) -> str:
 
 def _path(read: Mapping[str, str], name: str) -> Path | None:
     return Path(read[name]).expanduser().absolute() if name in read else None
+
+
+def _there(url: str) -> None:
+    """Refuse to look at a store of a file that does not exist."""
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        raise ConfigError(
+            f"No store at {url.removeprefix('sqlite:///')}: no service has run here. Name its folder with "
+            "WARDCAST_VAR, or its store with WARDCAST_STORE_URL."
+        )
 
 
 def _store_key(path: Path, url: str) -> str:

@@ -5,7 +5,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import cli
 from features.errors import ConfigError
 from serving.security.identity import Credentials, hashed
 from serving.settings import ROOT, Settings, worker_count
@@ -64,6 +66,18 @@ def test_another_address_needs_credentials_and_tls(tmp_path: Path, host: str):
 def test_a_setting_that_cannot_be_names_its_variable(tmp_path: Path, name: str, value: str, said: str):
     with pytest.raises(ConfigError, match=f"WARDCAST_{name}.*{said}"):
         settings(tmp_path, **{name: value})
+
+
+def test_looking_at_what_is_not_there_makes_nothing(tmp_path: Path):
+    """`wardcast explain` where no service ever ran: no key, no token, no folder."""
+    done = CliRunner().invoke(cli.app, ["explain", "unknown"], env={"WARDCAST_VAR": str(tmp_path / "var")})
+    assert done.exit_code == 1
+    assert isinstance(done.exception, ConfigError)
+    assert "no service has run here" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+    made = settings(tmp_path)
+    (tmp_path / "var" / "wardcast.db").touch()
+    assert Settings.from_env({"WARDCAST_VAR": str(tmp_path / "var")}, make=False).store_key == made.store_key
 
 
 def test_settings_survive_the_way_to_another_process(tmp_path: Path):
