@@ -136,7 +136,13 @@ class Calibrator:
         return expit(low), expit(odds + np.interp(raw, self.band.x, self.band.above))
 
     def with_band(
-        self, raw: Floats, label: Ints, patient: Ints, rng: np.random.Generator, replicates: int = 200
+        self,
+        raw: Floats,
+        label: Ints,
+        patient: Ints,
+        rng: np.random.Generator,
+        replicates: int = 200,
+        weight: Floats | None = None,
     ) -> Calibrator:
         """The same map with the spread it would have had over other draws of its patients.
 
@@ -144,8 +150,10 @@ class Calibrator:
         ----------
         raw, label : shape (n,), the rows that the map was fitted on
         patient : int codes from 0, shape (n,); patients are resampled whole
+        weight : shape (n,), optional
+            Those the map was fitted with.
         """
-        rows = Clustered.of(raw, label, patient)
+        rows = Clustered.of(raw, label, patient, weight)
         draws = [self._again(rows, rows.draw(rng)) for _ in range(replicates)]
         return self.banded(rows.knots, np.array([logit(d.apply(rows.knots)) for d in draws if d is not None]))
 
@@ -226,13 +234,14 @@ class Clustered:
     knots: Floats
 
     @classmethod
-    def of(cls, raw: Floats, label: Ints, patient: Ints) -> Clustered:
-        """From rows; ``patient`` are int codes from 0."""
+    def of(cls, raw: Floats, label: Ints, patient: Ints, weight: Floats | None = None) -> Clustered:
+        """From rows; ``patient`` are int codes from 0, and each row counts once or as ``weight`` says."""
         from scipy.sparse import csr_array  # only fitting needs it
 
         place, x = _places(raw, PLACES)
         shape = (int(patient.max()) + 1, 2 * len(x))
-        share = csr_array((np.ones(len(raw)), (patient, place * 2 + label)), shape=shape).T.tocsr()
+        counts = np.ones(len(raw)) if weight is None else weight
+        share = csr_array((counts, (patient, place * 2 + label)), shape=shape).T.tocsr()
         shares = np.concatenate(
             [[0.001], np.linspace(0.01, 0.9, BAND_KNOTS // 2), 1 - np.geomspace(0.09, 1e-4, 32)]
         )
@@ -282,7 +291,11 @@ def _isotonic_with_one_more(positive: Floats, size: Floats, outcome: float) -> F
 
 
 def choose(
-    raw: Floats, label: Ints, fold: Ints, methods: tuple[str, ...] = METHODS
+    raw: Floats,
+    label: Ints,
+    fold: Ints,
+    methods: tuple[str, ...] = METHODS,
+    weight: Floats | None = None,
 ) -> tuple[Calibrator, dict[str, float]]:
     """Fit the first map whose cross-fitted log loss is within a ten-thousandth of the lowest.
 
@@ -292,21 +305,23 @@ def choose(
         ``fold`` keeps a patient's rows together: each fold is judged by maps fitted on the other folds.
     methods : tuple of str
         In order of preference: maps that tie in log loss can still differ in calibration.
+    weight : shape (n,), optional
+        How much each row counts, in the fit and in the log loss.
 
     Returns
     -------
     The chosen calibrator, fitted on all rows, and each method's log loss.
     """
-    rows = _Folded.of(raw, label, fold)
+    rows = _Folded.of(raw, label, fold, weight)
     losses = {method: rows.loss(method) for method in methods}
     chosen = next(m for m in methods if losses[m] <= (1 + TIE) * min(losses.values()))
-    return Calibrator.fit(raw, label, method=chosen), losses
+    return Calibrator.fit(raw, label, weight, chosen), losses
 
 
-def cross_fitted(raw: Floats, label: Ints, fold: Ints, method: str) -> Floats:
+def cross_fitted(raw: Floats, label: Ints, fold: Ints, method: str, weight: Floats | None = None) -> Floats:
     """Probabilities of each fold from a map fitted on the other folds, shape (n,)."""
     probability = np.full(len(raw), np.nan)
-    rows = _Folded.of(raw, label, fold)
+    rows = _Folded.of(raw, label, fold, weight)
     for k in range(rows.cells.shape[0]):
         mine = fold == k
         probability[mine] = rows.without(k, method).apply(raw[mine])
@@ -321,10 +336,10 @@ class _Folded:
     cells: Floats
 
     @classmethod
-    def of(cls, raw: Floats, label: Ints, fold: Ints) -> _Folded:
+    def of(cls, raw: Floats, label: Ints, fold: Ints, weight: Floats | None) -> _Folded:
         place, x = _places(raw, PLACES)
         folds = int(fold.max()) + 1
-        cells = np.bincount((fold * len(x) + place) * 2 + label, minlength=folds * len(x) * 2)
+        cells = np.bincount((fold * len(x) + place) * 2 + label, weight, minlength=folds * len(x) * 2)
         return cls(x, cells.reshape(folds, len(x), 2).astype(np.float64))
 
     def without(self, k: int, method: str) -> Calibrator:

@@ -423,14 +423,27 @@ def _refits(told: Table) -> str:
 def _decision(decision: Table, evaluation: Table) -> str:
     policy, thresholds = decision["policy"], decision["thresholds"]
     said = (
-        f"Calibration: {decision['calibration']}, fitted to cross-validated scores. `alert` means a probability of at "
-        f"least {thresholds['utility']:.4f}, the threshold with the highest utility on cross-validated scores. `page` "
-        f"follows the ward's policy: an episode opens at {policy['threshold']:.4f} and closes below "
-        f"{policy['release']:.0%} of that; it pages once, again when the probability has risen "
-        f"{policy['reraise']:g}-fold, and after a page there is quiet for {policy['snooze_h']:g} h. "
+        f"Calibration: {decision['calibration']}, fitted to cross-validated scores{_late(decision)}. `alert` means a "
+        f"probability of at least {thresholds['utility']:.4f}, the threshold with the highest utility on "
+        "cross-validated scores. `page` follows the ward's policy: an episode opens at "
+        f"{policy['threshold']:.4f} and closes below {policy['release']:.0%} of that; it pages once, again when the "
+        f"probability has risen {policy['reraise']:g}-fold, and after a page there is quiet for "
+        f"{policy['snooze_h']:g} h. "
         f"{_aim(decision['alerts'])}"
     )
     return "\n\n".join([said, *([_paging(evaluation["paging"])] if evaluation.get("paging") else [])])
+
+
+def _late(decision: Table) -> str:
+    """How late hours count in the calibration, where they count for less."""
+    late = decision.get("calibrate")
+    if not late:
+        return ""
+    return (
+        f", in which hours from the {late['late_h']:g}th on count {late['late_weight']:g}: nearly all stays that last "
+        "so long in these data are septic, a model without a clock cannot know that an hour is late, and what the late "
+        "hours add to its risk would be too much in the early ones"
+    )
 
 
 def _aim(alerts: Table) -> str:

@@ -342,15 +342,16 @@ def _curve(judged: Judged, rows: Bools) -> list[float]:
 
 
 def calibration_table(
-    raw: Floats, label: Ints, fold: Ints, hour: Floats, site: Objects
+    raw: Floats, label: Ints, fold: Ints, hour: Floats, site: Objects, weight: Floats
 ) -> list[dict[str, Any]]:
     """Every calibration method on rows that it was not fitted on, by hospital and by band of hours.
 
-    Proper scores first (log loss, Brier), then ICI, slope and O/E. ``fold`` keeps a patient's rows together.
+    Proper scores first (log loss, Brier), then ICI, slope and O/E. ``fold`` keeps a patient's rows together; ``weight``
+    is what each row counts for in the fit, and in no figure.
     """
     known = ~np.isnan(raw)
     raw, label, fold, hour, site = raw[known], label[known], fold[known], hour[known], site[known]
-    fitted = {method: cross_fitted(raw, label, fold, method) for method in METHODS}
+    fitted = {method: cross_fitted(raw, label, fold, method, weight[known]) for method in METHODS}
     parts = [*bands(hour), (f"> {EARLY_H}", np.asarray(hour > EARLY_H))]
     sites = [("all", np.ones(len(raw), dtype=np.bool_))]
     sites += [(str(s), np.asarray(site == s)) for s in sorted(set(site.tolist()))]

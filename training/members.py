@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from features.concepts import loader
+from features.errors import SpecError
 from models.spec import Spec
 
 CLOCK: Final = "clock"
 PROCESS: Final = "process"
 BEFORE: Final = "time before intensive care"
 MEASURING: Final = ("hours_since_last", "count")
+LEVELS: Final = ("", "last", "mean", "min", "max")
+"""Statistics that are values of what was measured; ratios and scores have none."""
+
 KINDS: Final = {"vital": "vital signs", "lab": "laboratory", "therapy": "oxygen"}
 
 
@@ -28,6 +32,9 @@ class Member:
         See :func:`blended`.
     early_weight : float
         How much more an hour within the first 48 counts.
+    stay_power : float
+        How far stays without sepsis count equally rather than their hours: an hour's weight falls with this power of
+        the number of hours in its stay. 0: every hour counts once; 1: every stay does.
     leave_out : tuple of str
         Kinds of feature (see :func:`kind_of`) that it does not read.
     boost : dict
@@ -38,6 +45,7 @@ class Member:
     rounds: int
     utility_share: float
     early_weight: float
+    stay_power: float
     leave_out: tuple[str, ...]
     boost: dict[str, Any]
 
@@ -57,11 +65,32 @@ def members(spec: Spec) -> tuple[Member, ...]:
             int(table.get("rounds", training["rounds"])),
             float(table.get("utility_share", training["utility_share"])),
             float(table.get("early_weight", 1.0)),
+            float(table.get("stay_power", training.get("stay_power", 0.0))),
             tuple(table.get("leave_out", ())),
             training["boost"] | table.get("boost", {}) | {"seed": (training["seed"] + k) % 2**31},
         )
         for k, table in enumerate(listed)
     )
+
+
+def directions(spec: Spec) -> list[int]:
+    """Which way each feature may move the score: 1 up, -1 down, 0 either, where medicine is sure of it.
+
+    ``[training.monotone]`` names concepts, ratios and scores under ``rising`` and ``falling``; what it says holds of
+    their values and of means and extremes of values, not of changes, spreads, counts and times.
+
+    Raises
+    ------
+    SpecError
+        No feature is about what it names.
+    """
+    sure = spec.section("training").get("monotone", {})
+    way = {concept: sign for key, sign in (("rising", 1), ("falling", -1)) for concept in sure.get(key, ())}
+    named = [name.partition("__") for name in spec.features.names]
+    strange = sorted(set(way) - {about for about, _, _ in named})
+    if strange:
+        raise SpecError(f"training.monotone names {', '.join(strange)}, of which the spec has no feature.")
+    return [way.get(about, 0) if how.partition("_")[0] in LEVELS else 0 for about, _, how in named]
 
 
 def kind_of(name: str, spec: Spec) -> str:

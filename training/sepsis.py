@@ -50,7 +50,7 @@ from training.evaluation import (
     withheld,
 )
 from training.explaining import explanation
-from training.members import Member, kind_of, members
+from training.members import Member, directions, kind_of, members
 from training.policies import page_rows
 from training.recalibration import rehearsed
 from training.refits import FOLD, refitted
@@ -176,8 +176,9 @@ def _fit_and_write(
         learned = rivals.out_of_fold(cohort, fold, spec, threads)
         judged = judge(cohort, raw, fold, spec, chosen, learned)
         evaluation = evaluate(judged, training["replicates"]) | {"method": _method(training)}
+        weight = calibrating(cohort.hour, spec)
         evaluation["calibration"] = clean_json(
-            calibration_table(raw, cohort.label, fold, cohort.hour, cohort.site)
+            calibration_table(raw, cohort.label, fold, cohort.hour, cohort.site, weight)
         )
         evaluation["paging"] = paging(cohort, judged, fold, chosen, spec)
         evaluation["ablation"] = ablation(cohort, each, fold, spec)
@@ -235,15 +236,24 @@ def _fit_member(
     threads: int,
 ) -> lgb.Booster:
     target, weight = blended(cohort, used, member.utility_share)
-    weight = weight * counts_for * np.where(cohort.hour[used] <= EARLY_H, member.early_weight, 1.0)
+    weight = weight * counts_for * counting(member, cohort)[used]
     data.set_label(target)
     data.set_weight(weight)
     blind = [kind_of(name, spec) in member.leave_out for name in spec.features.names]
     # A feature whose gain counts for nothing is never split on.
     seeing = {"feature_contri": [0.0 if b else 1.0 for b in blind]} if any(blind) else {}
+    ways = directions(spec)
+    sure = {"monotone_constraints": ways, "monotone_constraints_method": "intermediate"} if any(ways) else {}
     steady = {"deterministic": True, "force_col_wise": True, "num_threads": threads}
     fixed = BINNED | {"objective": "cross_entropy", "seed": spec.section("training")["seed"] % 2**31}
-    return lgb.train({**fixed, **steady, **seeing, **member.boost}, data, member.rounds)
+    return lgb.train({**fixed, **steady, **seeing, **sure, **member.boost}, data, member.rounds)
+
+
+def counting(member: Member, cohort: Cohort) -> Floats:
+    """How much each hour counts for a member, by its place in the stay and the length of a stay without sepsis."""
+    _, septic, hours = cohort.per_patient()
+    stays = np.where(septic, 1.0, (hours / hours.mean()) ** -member.stay_power)
+    return stays[cohort.patient] * np.where(cohort.hour <= EARLY_H, member.early_weight, 1.0)
 
 
 def blended(cohort: Cohort, rows: Ints, share: float) -> tuple[Floats, Floats]:
@@ -319,7 +329,8 @@ def decide(
     """Choose calibration, thresholds and paging on some rows with out-of-fold scores; ``learned``, of rivals too."""
     gain = metrics.utility_gain(cohort.patient, cohort.hour, cohort.label)
     known = rows & ~np.isnan(raw)
-    calibrator, losses = choose(raw[known], cohort.label[known], fold[known])
+    weight = calibrating(cohort.hour, spec)[known]
+    calibrator, losses = choose(raw[known], cohort.label[known], fold[known], weight=weight)
     probability = calibrator.apply(raw)
     humble = {name: score[rows] for name, score in _rivals(cohort, spec, learned).items()}
     judged_on = rows & (cohort.hour <= spec.section("alerts").get("utility_until_h", np.inf))
@@ -333,6 +344,16 @@ def decide(
             laboratory(spec.features.names), _known(cohort, spec)[known], raw[known], cohort.label[known]
         ),
     )
+
+
+def calibrating(hour: Floats, spec: Spec) -> Floats:
+    """How much each hour counts in the calibration, shape (n,): late ones as the spec's ``training.calibrate`` says.
+
+    In PhysioNet 2019 nearly every stay that lasts is septic. A model without a clock cannot know that an hour is late,
+    so what late hours add to its map is taken out on the early ones, as too high a risk.
+    """
+    late = spec.section("training").get("calibrate", {})
+    return np.where(hour >= late.get("late_h", np.inf), float(late.get("late_weight", 1.0)), 1.0)
 
 
 def _known(cohort: Cohort, spec: Spec) -> Ints:
@@ -510,7 +531,9 @@ def _write(
     scored = np.flatnonzero(cohort.scored)
     fitted = (raw[scored], cohort.label[scored], np.unique(cohort.patient[scored], return_inverse=True)[1])
     calibrator = decided.calibrator.with_band(
-        *fitted, np.random.default_rng(spec.section("training")["seed"])
+        *fitted,
+        np.random.default_rng(spec.section("training")["seed"]),
+        weight=calibrating(cohort.hour[scored], spec),
     )
     some = np.sort(rng.choice(scored, min(PROFILE_ROWS, len(scored)), replace=False))
     decision = clean_decision(decided, spec)
@@ -559,6 +582,7 @@ def _raw_of(boosters: Mapping[str, lgb.Booster]) -> Callable[[npt.NDArray[np.flo
 
 def clean_decision(decided: Decided, spec: Spec) -> dict[str, Any]:
     """The ``decision`` part of the bundle; thresholds keep all their digits, since they decide."""
+    calibrate = spec.section("training").get("calibrate")
     return {
         "thresholds": {"utility": decided.utility, "alert": decided.policy.threshold},
         "policy": decided.policy.to_dict(),
@@ -566,7 +590,7 @@ def clean_decision(decided: Decided, spec: Spec) -> dict[str, Any]:
         "rivals": decided.rivals,
         "calibration": decided.calibrator.method,
         "calibration_log_loss": clean_json(decided.losses),
-    }
+    } | ({"calibrate": dict(calibrate)} if calibrate else {})
 
 
 def influences(

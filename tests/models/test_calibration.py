@@ -9,7 +9,7 @@ import pytest
 from sklearn.isotonic import IsotonicRegression
 
 from features.errors import DataError, SpecError
-from models.calibration import FEWEST_EVENTS, METHODS, Calibrator, choose, venn_abers
+from models.calibration import FEWEST_EVENTS, METHODS, Calibrator, choose, cross_fitted, venn_abers
 from models.metrics import auroc, calibration_line, expit, logit
 
 
@@ -91,6 +91,31 @@ def test_the_better_map_is_chosen_by_held_out_loss():
     chosen, losses = choose(raw, label, rng.integers(0, 5, len(raw)))
     assert chosen.method in ("isotonic", "venn_abers")
     assert losses["isotonic"] < losses["beta"]
+
+
+@pytest.mark.parametrize("method", ["isotonic", "beta", "logistic"])
+def test_a_row_that_counts_thrice_is_three_rows(method):
+    """Against rows repeated, for the map, the choice among maps and the band over patients."""
+    raw, label = scores(6_000)
+    weight = np.where(raw > 0, 3.0, 1.0)
+    fold, patient = np.arange(6_000) % 5, np.arange(6_000) // 6
+    again = np.repeat(np.arange(6_000), weight.astype(np.int64))
+    probe = np.linspace(-3, 3, 50)
+    one, lost = choose(raw, label, fold, (method,), weight)
+    other, _ = choose(raw[again], label[again], fold[again], (method,))
+    assert one.apply(probe) == pytest.approx(other.apply(probe), rel=1e-6)
+    held = cross_fitted(raw, label, fold, method, weight)
+    loss = -np.log(np.where(label == 1, held, 1 - held))
+    assert lost[method] == pytest.approx(np.average(loss, weights=weight), rel=0.01)
+    if method == "logistic":
+        rng = [np.random.default_rng(2) for _ in range(2)]
+        bands = [
+            one.with_band(raw, label, patient, rng[0], 40, weight),
+            other.with_band(raw[again], label[again], patient[again], rng[1], 40),
+        ]
+        low, high = zip(*(b.interval(probe) for b in bands), strict=True)
+        assert low[0] == pytest.approx(low[1], rel=0.02)
+        assert high[0] == pytest.approx(high[1], rel=0.02)
 
 
 def test_venn_abers_is_isotonic_regression_with_the_row_added_once_as_either_outcome():

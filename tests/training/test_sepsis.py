@@ -12,6 +12,7 @@ import pytest
 from features.errors import DataError, SpecError
 from models import metrics
 from models.bundle import Bundle
+from models.calibration import cross_fitted
 from models.spec import Spec
 from training import ablation, members, policies, rivals, sepsis
 from training.cohort import read_cohort
@@ -120,6 +121,67 @@ def test_several_boosters_are_one_model(cohort, fold, small_spec, tmp_path):
     kept = ablation.trials(table, None)
     assert kept[-1].settings["leaves_out"] == "clock, process"
     assert set(kept[0].figures) == {"utility.all", "auroc.all", "utility.first48", "auroc.first48"}
+
+
+def test_a_score_does_not_go_against_what_medicine_is_sure_of(cohort, small_spec):
+    """A value that is said to raise it never lowers it, whatever else the hour shows; unconstrained, this one does."""
+    sure = Spec.parse(
+        small_spec.read_text().replace(
+            "simulated_days", 'monotone = { rising = ["sbp"], falling = ["lactate"] }\nsimulated_days'
+        )
+    )
+    names = sure.features.names
+    assert {n: w for n, w in zip(names, members.directions(sure), strict=True) if w} == {
+        "lactate__last": -1,
+        "lactate__mean_6h": -1,
+        "sbp__last": 1,
+        "sbp__mean_6h": 1,
+    }
+    probe = np.repeat(cohort.matrix[cohort.scored][:200, None], 40, axis=1)
+    probe[:, :, names.index("sbp__last")] = np.linspace(60, 200, 40)
+
+    def steps(spec: Spec) -> np.ndarray:
+        (booster,) = sepsis.fit(cohort, cohort.scored, spec, threads=1).values()
+        raw = booster.predict(probe.reshape(-1, len(names)), raw_score=True)
+        return np.diff(np.reshape(raw, (200, 40)), axis=1)
+
+    assert (steps(sure) >= -1e-12).all()
+    assert (steps(Spec.load(small_spec)) < -1e-6).any()
+    odd = sure.text.replace('falling = ["lactate"]', 'falling = ["lactat"]')
+    with pytest.raises(SpecError, match="monotone names lactat"):
+        members.directions(Spec.parse(odd))
+
+
+def test_long_stays_do_not_count_for_more(cohort, small_spec):
+    """With a power of 1 every stay without sepsis weighs the same, with 0.5 as the root of its length, with 0 as it."""
+    _, septic, hours = cohort.per_patient()
+    for power in (0.0, 0.5, 1.0):
+        text = small_spec.read_text().replace("simulated_days", f"stay_power = {power}\nsimulated_days")
+        (member,) = members.members(Spec.parse(text))
+        of_stay = np.bincount(cohort.patient, weights=sepsis.counting(member, cohort))
+        expected = hours ** (1 - power) * hours.mean() ** power
+        assert of_stay[~septic] == pytest.approx(expected[~septic])
+        assert of_stay[septic] == pytest.approx(hours[septic])
+
+
+def test_late_hours_count_for_less_in_the_calibration(cohort, fold, small_spec):
+    """Where the outcome depends on a clock that the score does not read, early hours are no longer over-predicted."""
+    rng = np.random.default_rng(3)
+    raw = rng.normal(-2, 1, len(cohort.label))
+    hour = rng.integers(1, 100, len(raw)).astype(np.float64)
+    label = (rng.random(len(raw)) < metrics.expit(raw + np.where(hour >= 59, 2.0, 0.0))).astype(np.int64)
+    rule = "calibrate = { late_h = 59, late_weight = 0.0 }"
+    late = sepsis.calibrating(
+        hour, Spec.parse(small_spec.read_text().replace("simulated_days", f"{rule}\nsimulated_days"))
+    )
+    every = sepsis.calibrating(hour, Spec.load(small_spec))
+    early = hour < 59
+    assert (every == 1).all()
+    assert late.tolist() == early.astype(float).tolist()
+    fitted = [cross_fitted(raw, label, fold, "logistic", w) for w in (every, late)]
+    ratios = [label[early].sum() / p[early].sum() for p in fitted]
+    assert ratios[0] < 0.8
+    assert ratios[1] == pytest.approx(1, abs=0.05)
 
 
 def test_time_is_told_by_a_clock_and_not_by_noise(cohort, fold, small_spec):
