@@ -7,7 +7,7 @@ be expected since the newest fact; thinning and flood by a CUSUM of log likeliho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -20,7 +20,7 @@ from scipy import special
 from features.clock import HOUR_US
 from features.concepts import loader
 from serving.monitoring.findings import ALARM, NOTE, WATCH, Finding
-from serving.monitoring.ledger import UNMAPPED, Ledger
+from serving.monitoring.ledger import STUCK, UNMAPPED, Ledger
 from serving.monitoring.statistics import Floats, Ints, proportion_probability
 
 WEEK_H: Final = 7 * 24
@@ -37,8 +37,16 @@ LEAST_DRIFT: Final = 0.01
 """No feed is taken to wander less than 10 % from day to day, however steady it looked so far."""
 OF_ONE_PATIENT: Final = 2.0
 """One patient more brings three results of a rare test in a day, not one: so many beyond the first."""
+FEW_PATIENTS: Final = 20.0
+"""With fewer patients a day, one more brings as much as the feed has shown a patient to bring, an hourly value perhaps:
+how much it wanders does not show in a few weeks."""
 LEAST_APART: Final = 8.0
 """Fewer facts too many or too few are not looked into."""
+RARE: Final = 1e-3
+"""A silence that a wandering rate explains more often than this is noted, and nobody is called for it."""
+FROZEN: Final = 1e-6
+SELDOM_SAME: Final = 0.12
+"""Values that repeat themselves more often than this may well do so for half a day."""
 ACTIVE: Final = 20.0
 """Feeds that bring so much a day tell how full a site is."""
 
@@ -67,6 +75,8 @@ class FeedLimits:
         Share of facts set aside or repaired, above the usual one.
     late_min : float
         Minutes by which facts come later, or earlier, than usual.
+    frozen : float
+        Share of facts that repeat the patient's last value, above the usual one.
     """
 
     silence: float = 1e-4
@@ -79,6 +89,7 @@ class FeedLimits:
     chance: float = 1e-5
     rejected: float = 0.02
     late_min: float = 10.0
+    frozen: float = 0.35
 
 
 @dataclass(frozen=True)
@@ -94,12 +105,15 @@ class Expected:
     lump, drift : shape (n_feeds,)
         How a feed wanders: facts that come together (variance over mean, at least 1), and the extra variance of sums
         over hours as a share of the squared mean.
+    each : shape (n_feeds,)
+        Facts that one patient brings in a day.
     """
 
     first: int
     mean: Floats
     lump: Floats
     drift: Floats
+    each: Floats
 
     def between(self, f: int, begin: int, now: int) -> Floats:
         """Expected counts of a feed by hour, of that part which lies between two instants (microseconds)."""
@@ -170,7 +184,8 @@ def look(
             findings += [finding for finding, _ in changed]
             told |= set(group) if changed else set()
             wrong += [(f, h) for _, begin in changed for f in group for h in range(begin, stop)]
-    findings = _fold(findings)
+    findings = _fold([*findings, *_frozen(ledger, usual, start, stop, told, limits)])
+    findings += _stuck(ledger, usual, start, stop, told)
     findings += _rejected(ledger, first, start, stop, limits)
     late = _late(ledger, first, start, stop, limits)
     findings += [finding for _, _, finding in late]
@@ -207,12 +222,12 @@ def _together_expected(ledger: Ledger, usual: Expected, group: Group, start: int
     """What is usual of some feeds summed; facts that come together are seen to do so in the sum."""
     if len(group) == 1:
         one = slice(group[0], group[0] + 1)
-        return Expected(usual.first, usual.mean[one], usual.lump[one], usual.drift[one])
+        return Expected(usual.first, usual.mean[one], usual.lump[one], usual.drift[one], usual.each[one])
     members, known = list(group), start - usual.first
     count, good = ledger.counts(usual.first, start)[members], ledger.usable(usual.first, start)[members]
-    mean = usual.mean[members].sum(axis=0)[None, :]
+    mean, each = usual.mean[members].sum(axis=0)[None, :], usual.each[members].sum(keepdims=True)
     left = np.where(good, count - usual.mean[members][:, :known], np.nan).sum(axis=0)[None, :]
-    return Expected(usual.first, mean, *_wandering(left, mean[:, :known]))
+    return Expected(usual.first, mean, *_wandering(left, mean[:, :known], each), each)
 
 
 def _silent_panels(
@@ -242,17 +257,20 @@ def expected(ledger: Ledger, first: int, start: int, stop: int, timezone: str) -
     mean = _weekly(base, hour_of_week[:known])[:, hour_of_week]
     mean = mean * _activity(ledger, count, mean)
     left = np.where(good[:, :known], count[:, :known] - mean[:, :known], np.nan)
-    return Expected(first, mean, *_wandering(left, mean[:, :known]))
+    patients = ledger.histogram(first, start).sum(axis=1)
+    each = np.maximum(count[:, :known].sum(axis=1) / np.maximum(patients, 1.0), OF_ONE_PATIENT)
+    return Expected(first, mean, *_wandering(left, mean[:, :known], each), each)
 
 
-def _wandering(left: Floats, mean: Floats) -> tuple[Floats, Floats]:
+def _wandering(left: Floats, mean: Floats, each: Floats) -> tuple[Floats, Floats]:
     """``lump`` and ``drift`` of :class:`Expected` from what was left over the mean in hours gone by."""
     with np.errstate(invalid="ignore", divide="ignore"):
         lump = np.nansum(left**2, axis=1) / np.where(np.isnan(left), 0.0, mean).sum(axis=1)
     lump = np.maximum(np.nan_to_num(lump, nan=1.0), 1.0)
     drift = np.max([_beyond_lumps(left, mean, lump, hours) for hours in SCALES], axis=0)
     a_day = 24 * mean.mean(axis=1)
-    return lump, np.maximum(drift, LEAST_DRIFT + OF_ONE_PATIENT / np.maximum(a_day, 1.0))
+    brings = np.where(a_day < FEW_PATIENTS * each, each, OF_ONE_PATIENT)
+    return lump, np.maximum(drift, LEAST_DRIFT + brings / np.maximum(a_day, 1.0))
 
 
 def _hour_of_week(hours: Ints, timezone: str) -> Ints:
@@ -384,7 +402,7 @@ def _silent(
     sure = chance < limits.silence / len(ledger.feeds)
     return Finding(
         kind="feed_down",
-        severity=ALARM if sure else WATCH,
+        severity=ALARM if sure else WATCH if chance < RARE else NOTE,
         what=f"{label(concept)}: nothing has come for {_long(now - begin)}; {usual.between(f, begin, now).sum():,.0f} "
         "were to be expected.",
         where=_where(ledger, f),
@@ -436,6 +454,8 @@ _ACTION: Final = {
     "feed_thin": "Part of this feed is missing: look for a device, analyser or ward that no longer sends, and at facts "
     "that were set aside.",
     "feed_flood": "Look for a sender that repeats itself under new identities, or a second one that sends the same.",
+    "feed_frozen": "Call the interface team: this feed sends its last values again under new times. Scores read them "
+    "as news; trust none that depends on it until it moves again.",
     "rejected_more": "Look at what is set aside and why (GET /v1/events, or the sender's answers): new units, text in "
     "place of numbers, new codes.",
     "clock_shifted": "Compare the sender's clock and time zone with ours: an hour is usually daylight saving, more a "
@@ -458,7 +478,12 @@ def _together(alike: Sequence[Finding]) -> Finding:
     first = min(alike, key=lambda f: f.since or datetime.max.replace(tzinfo=UTC))
     names = ", ".join(label(f.features[0]) for f in alike[:8])
     more = f" and {len(alike) - 8} more" if len(alike) > 8 else ""
-    words = {"feed_down": "stopped", "feed_thin": "thinned out", "feed_flood": "swollen"}[first.kind]
+    words = {
+        "feed_down": "stopped",
+        "feed_thin": "thinned out",
+        "feed_flood": "swollen",
+        "feed_frozen": "frozen",
+    }[first.kind]
     return Finding(
         kind=first.kind,
         severity=first.severity,
@@ -468,6 +493,73 @@ def _together(alike: Sequence[Finding]) -> Finding:
         action=first.action,
         since=first.since,
         features=tuple(f.features[0] for f in alike),
+    )
+
+
+def _frozen(
+    ledger: Ledger, usual: Expected, start: int, stop: int, told: set[int], limits: FeedLimits
+) -> Iterator[Finding]:
+    """Feeds whose facts go on coming while patients' values stand still."""
+    n, same = ledger.counts(start, stop), ledger.counts(start, stop, "same")
+    then, same_then = (ledger.counts(usual.first, start, c).sum(axis=1) for c in ("n", "same"))
+    share = (same_then + 1) / (then + 2)
+    for f in sorted(set(range(len(n))) - told):
+        if share[f] + limits.frozen >= 1:
+            continue  # a value that seldom changes: nobody can see it stand still
+        new = share[f] + limits.frozen
+        gain = special.xlogy(same[f], new / share[f]) + special.xlogy(
+            n[f] - same[f], (1 - new) / (1 - share[f])
+        )
+        begin = int(np.argmin(np.r_[0.0, np.cumsum(gain)]))
+        came, stood = float(n[f, begin:].sum()), float(same[f, begin:].sum())
+        least = usual.mean[f, start - usual.first + begin : stop - usual.first].sum()
+        if came < 1 or stood / came < new or came > limits.flood_ratio * least:
+            continue  # what comes twice repeats itself too: that is a flood
+        witnesses = came / usual.each[f]
+        p = float(proportion_probability(stood / came, witnesses, share[f], then[f]))
+        if p < FROZEN:
+            yield _standing(ledger, f, (stood, came, float(share[f]), p), start + begin)
+
+
+def _standing(ledger: Ledger, f: int, seen: tuple[float, float, float, float], begin: int) -> Finding:
+    stood, came, share, p = seen
+    concept = ledger.feeds[f][1]
+    return Finding(
+        kind="feed_frozen",
+        severity=ALARM,
+        what=f"{label(concept)}: {stood / came:.0%} of {came:,.0f} facts repeat the patient's last value exactly, "
+        f"{share:.0%} is usual. New times, old values.",
+        where=_where(ledger, f),
+        certainty=f"p {_p(p)}, patients counted rather than facts",
+        action=_ACTION["feed_frozen"],
+        since=_instant(begin * HOUR_US),
+        features=(concept,),
+    )
+
+
+def _stuck(ledger: Ledger, usual: Expected, start: int, stop: int, told: set[int]) -> list[Finding]:
+    """Feeds in which single patients' values repeat themselves for longer than in any of the days before."""
+    n_days = (start - usual.first) // 24
+    before = ledger.counts(start - 24 * n_days, start, "stuck").reshape(len(ledger.feeds), n_days, 24)
+    now = ledger.counts(start, stop, "stuck")
+    most = before.sum(axis=2).max(axis=1, initial=0.0) * (stop - start) / 24
+    then, same = (ledger.counts(usual.first, start, c).sum(axis=1) for c in ("n", "same"))
+    odd = np.flatnonzero((now.sum(axis=1) >= 3 + 3 * most) & (same < SELDOM_SAME * then))
+    return [_repeating(ledger, f, now[f], float(most[f]), start) for f in odd.tolist() if f not in told]
+
+
+def _repeating(ledger: Ledger, f: int, now: Floats, most: float, start: int) -> Finding:
+    concept = ledger.feeds[f][1]
+    return Finding(
+        kind="values_stuck",
+        severity=WATCH,
+        what=f"{label(concept)}: {now.sum():,.0f} facts of single patients repeat one value for the {STUCK}th time or "
+        f"more; {most:,.0f} at most in as long before.",
+        where=_where(ledger, f),
+        certainty="more than three times the most that was ever seen here",
+        action="Look on this ward for a monitor or a sender that repeats its last value: what it measures is unknown.",
+        since=_instant((start + int(np.flatnonzero(now)[0])) * HOUR_US),
+        features=(concept,),
     )
 
 

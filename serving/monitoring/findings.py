@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -53,6 +54,12 @@ class Finding:
     trend: tuple[float | None, ...] = ()
     usual: float | None = None
 
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that :attr:`where` names; none where it is about all."""
+        named = re.fullmatch(r"units? (.+?)(?:, source .*)?", self.where)
+        return tuple(named[1].split(", ")) if named else ()
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         plain = asdict(self)
@@ -92,7 +99,7 @@ class Limits:
     discovery_rate: float = 0.001
     psi: float = 0.2
     ks: float = 0.25
-    missing: float = 0.10
+    missing: float = 0.15
     silence: float = 1e-4
     rate_ratio: float = 1.5
 

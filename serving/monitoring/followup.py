@@ -12,6 +12,7 @@ import pandas as pd
 from serving.clock import to_us
 from serving.monitoring import outcomes, performance
 from serving.monitoring.findings import Finding
+from serving.monitoring.logged import scored_parts
 from serving.store import facts, scores
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ AGES: Final = (18, 40, 65, 80)
 
 
 def follow_up(
-    store: Store, bundle: Bundle, until: datetime, labels: Path | None, timezone: str
+    store: Store,
+    bundle: Bundle,
+    until: datetime,
+    labels: Path | None,
+    timezone: str,
+    known: tuple[datetime, pd.DataFrame] | None = None,
 ) -> tuple[list[Finding], dict[str, Any]]:
     """Judge the bundle's matured predictions of this quarter and the one before.
 
@@ -31,6 +37,8 @@ def follow_up(
     ----------
     labels : Path or None
         Outcomes (:func:`serving.monitoring.outcomes.from_file`); without, the store's events tell them.
+    known : (instant, attempts) or None
+        What was read of the log already, up to ``until``, and from when on; read anew where it does not reach back.
 
     Returns
     -------
@@ -48,7 +56,11 @@ def follow_up(
         first = scores.first(connection, bundle.model_id)
         began = until if first is None else datetime.fromtimestamp(first / 1e6, UTC)
         since = performance.window(until, began)
-        parts = scores.read(connection, to_us(since), to_us(until), bundle.model_id)
+        parts = (
+            scored_parts(known[1], since)
+            if known is not None and known[0] <= since
+            else scores.read(connection, to_us(since), to_us(until), bundle.model_id)
+        )
         hours = performance.Hours.of(parts)
     guess = performance.estimate(hours.probability, float(bundle.thresholds["alert"]))
     unsaid = {"estimate": guess, "notes": [performance.CENSORED]}

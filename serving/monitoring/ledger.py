@@ -34,10 +34,14 @@ BACKFILL_US: Final = 72 * HOUR_US
 """What became available so long before it came is history that somebody loads, not a live feed."""
 LATEST_MIN: Final = 24 * 60.0
 """Delays are counted up to here, so that one late fact does not outweigh an hour of others."""
-FACTS: Final = ("received", "time", "encounter", "source", "concept", "site", "value", "aside", "new")
-TALLY: Final = ("n", "aside", "ahead", "delay")
+FACTS: Final = (
+    "received", "time", "encounter", "source", "concept", "site", "value", "aside", "new", "same", "stuck",
+)  # fmt: skip
+TALLY: Final = ("n", "aside", "ahead", "delay", "same", "stuck")
 UNMAPPED: Final = ""
 
+STUCK: Final = 12
+"""So often has a patient's value repeated itself, to the last digit, before it is counted as stuck."""
 ALIKE: Final = 7
 """So many bins (a factor of 2.2) are one value where a patient's values of a day are told apart."""
 PER_DECADE: Final = 20
@@ -56,9 +60,9 @@ class Ledger:
     ----------
     feeds : tuple of Feed
         ``feed`` in the tables is the place in here.
-    tally : DataFrame ``feed, hour, n, aside, ahead, delay``
-        Facts that came, those set aside or repaired, those dated later than they came, and the sum of their delays
-        in minutes.
+    tally : DataFrame ``feed, hour, n, aside, ahead, delay, same, stuck``
+        Facts that came, those set aside or repaired, those dated later than they came, the sum of their delays in
+        minutes, those that repeat the patient's value before, and those that do so for the :data:`STUCK` th time.
     values : DataFrame ``feed, hour, bin, n``
         A patient's values of one day that are about alike count once (:func:`tell_apart`).
     last : shape (n_feeds,), microseconds
@@ -202,7 +206,8 @@ class Ledger:
 
 
 def facts_of(events: pd.DataFrame) -> pd.DataFrame:
-    """The store's events (:data:`serving.store.arrivals.COLUMNS` and ``ward``) as :data:`FACTS`, all but ``new``.
+    """The store's events (:data:`serving.store.arrivals.COLUMNS` and ``ward``) as :data:`FACTS`, without those that
+    :func:`tell_apart` adds.
 
     A value that was set aside as impossible is kept in the canonical unit: the very mistakes that are looked for make
     values impossible. ``aside`` is also said of a value that only a repair made usable. History loaded in bulk is left
@@ -231,7 +236,8 @@ def facts_of(events: pd.DataFrame) -> pd.DataFrame:
 
 
 def tell_apart(facts: pd.DataFrame, before: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Facts with ``new``: false where the same patient's concept had about this value already on that day.
+    """Facts with ``new``: false where the same patient's concept had about this value already on that day; and
+    ``same`` and ``stuck``: whether it repeats the patient's last value of that day, and has done so for long.
 
     Values are counted patient by patient, since one patient with a rare value, measured every hour, is one witness.
     ``before`` are facts of the same patients and days that were counted earlier.
@@ -241,13 +247,26 @@ def tell_apart(facts: pd.DataFrame, before: pd.DataFrame | None = None) -> pd.Da
     key = (
         together[["encounter", "source", "concept"]]
         .astype("str")
-        .assign(
-            day=together["received"].to_numpy(np.int64) // (24 * HOUR_US),
-            size=np.where(np.isfinite(value), (bin_of(np.nan_to_num(value)) - 1) // ALIKE, N_BINS),
-        )
+        .assign(day=together["received"].to_numpy(np.int64) // (24 * HOUR_US))
     )
-    again = key.duplicated().to_numpy()[len(together) - len(facts) :]
-    return facts.assign(new=~again)
+    series = key.groupby(list(key.columns), sort=False).ngroup().to_numpy(np.int64)
+    size = np.where(np.isfinite(value), (bin_of(np.nan_to_num(value)) - 1) // ALIKE, N_BINS)
+    again = pd.DataFrame({"series": series, "size": size}).duplicated().to_numpy()
+    repeats = _repeats(series, together["received"].to_numpy(np.int64), value)
+    mine = slice(len(together) - len(facts), None)
+    return facts.assign(new=~again[mine], same=repeats[mine] > 0, stuck=repeats[mine] >= STUCK)
+
+
+def _repeats(series: Ints, received: Ints, value: Floats) -> Ints:
+    """How many facts of its series right before each one have exactly its value."""
+    order = np.lexsort((received, series))
+    ordered, told = series[order], value[order]
+    same = np.r_[False, (ordered[1:] == ordered[:-1]) & (told[1:] == told[:-1])][: len(order)]
+    place = np.arange(len(order))
+    run = place - np.maximum.accumulate(np.where(same, 0, place))
+    counted = np.empty(len(order), np.int64)
+    counted[order] = run
+    return counted
 
 
 def _reading(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -271,6 +290,8 @@ def _tally(facts: pd.DataFrame, feed: Ints, hour: Ints) -> pd.DataFrame:
             "aside": facts["aside"].to_numpy(np.float64),
             "ahead": (late < 0).astype(np.float64),
             "delay": np.clip(late, -LATEST_MIN, LATEST_MIN),
+            "same": facts["same"].to_numpy(np.float64),
+            "stuck": facts["stuck"].to_numpy(np.float64),
         }
     )
 

@@ -6,7 +6,7 @@ bytes each); the features, a hundred times as much, of stays drawn at random, wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS: Final = 60_000
 """Predictions whose features are read; of a thousand features at four bytes, a quarter of a gigabyte."""
+AT_ONCE: Final = 500_000
 TEXTS: Final = ("encounter_id", "unit", "status", "reason")
 
 
@@ -54,8 +55,7 @@ def read_log(store: Store, bundle: Bundle, since: datetime, until: datetime, mos
     """Read the period's predictions of this bundle, and the features of up to ``most`` of those that were scored."""
     opens, closes = to_us(since), to_us(until)
     with store.read() as connection:
-        attempts = _compact(scores.attempts(connection, opens, closes, bundle.model_id))
-        others = scores.others(connection, opens, closes, bundle.model_id)
+        attempts, others = _compact(scores.attempts(connection, opens, closes, bundle.model_id))
         drawn = _draw(attempts, most)
         parts = list(scores.features_of(connection, drawn, opens, closes, bundle.model_id))
     names = list(bundle.feature_names)
@@ -83,11 +83,23 @@ def _instants(micros: pd.Series) -> pd.Series:
     return pd.Series(pd.DatetimeIndex(values, tz="UTC"), index=micros.index)
 
 
-def _compact(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Chunks as one table whose texts are categories: a name is kept once, a row has its number."""
+def scored_parts(attempts: pd.DataFrame, since: datetime, most: int = AT_ONCE) -> Iterator[pd.DataFrame]:
+    """The scored rows from an instant on, so many at a time, as :func:`serving.store.scores.read` has them."""
+    rows = np.flatnonzero(
+        (attempts["status"] == "scored").to_numpy() & (attempts["prediction_time"] >= since).to_numpy()
+    )
+    for start in range(0, len(rows), most):
+        part = attempts.iloc[rows[start : start + most]]
+        yield part[list(scores.COLUMNS)].assign(prediction_time=part["prediction_time"].array.asi8)
+
+
+def _compact(parts: Iterable[tuple[pd.DataFrame, int]]) -> tuple[pd.DataFrame, int]:
+    """Chunks as one table whose texts are categories: a name is kept once, a row has its number. And others' rows."""
     known: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
     columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in scores.TRIED}
-    for part in parts:
+    others = 0
+    for part, foreign in parts:
+        others += foreign
         for name in TEXTS:
             codes, found = pd.factorize(part[name])
             mine = np.array([known[name].setdefault(v, len(known[name])) for v in found], np.int32)
@@ -95,12 +107,16 @@ def _compact(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
         for name in ("prediction_time", "probability", "page"):
             columns[name].append(part[name].to_numpy())
     empty = {"prediction_time": np.int64, "probability": np.float64, "page": np.bool_}
-    whole: dict[str, Any] = {
-        n: np.concatenate(v) if v else np.empty(0, empty.get(n, np.int32)) for n, v in columns.items()
-    }
-    for name in TEXTS:
-        whole[name] = pd.Categorical.from_codes(whole[name].tolist(), pd.Index(list(known[name])))
-    return pd.DataFrame(whole)
+    whole: dict[str, Any] = {}
+    for name, pieces in columns.items():
+        column: Any = np.concatenate(pieces) if pieces else np.empty(0, empty.get(name, np.int32))
+        pieces.clear()
+        whole[name] = (
+            pd.Categorical.from_codes(column, pd.Index(list(known[name]), dtype=object))
+            if name in TEXTS
+            else column
+        )
+    return pd.DataFrame(whole, copy=False), others
 
 
 def _draw(attempts: pd.DataFrame, most: int) -> list[str]:

@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from serving.monitoring import admissions, people
 from serving.monitoring.findings import Finding
 from serving.monitoring.followup import follow_up
@@ -46,8 +48,11 @@ def look_back(
     since: datetime,
     until: datetime,
     labels: Path | None,
+    attempts: pd.DataFrame,
 ) -> LookBack:
     """Look back from the end of a period, on earlier ones as far as each question needs.
+
+    ``attempts`` is the period's log (:class:`serving.monitoring.logged.Logged`).
 
     Raises
     ------
@@ -55,11 +60,16 @@ def look_back(
         ``labels`` cannot be used: whoever named the file has to know.
     """
     told = LookBack()
+    known = (since, attempts)
     if labels is not None:
-        told.findings, told.facts["performance"] = follow_up(store, bundle, until, labels, settings.timezone)
+        told.findings, told.facts["performance"] = follow_up(
+            store, bundle, until, labels, settings.timezone, known
+        )
     else:
         told.add(
-            "performance", "performance", lambda: follow_up(store, bundle, until, None, settings.timezone)
+            "performance",
+            "performance",
+            lambda: follow_up(store, bundle, until, None, settings.timezone, known),
         )
     told.add("people", "answers to alerts", lambda: _people(store, since, until))
     told.add("admissions", "bed forecasts", lambda: admissions.look(settings, store, until))

@@ -27,8 +27,9 @@ from serving.clock import to_us
 from serving.monitoring import intake as arrivals
 from serving.monitoring import outputs
 from serving.monitoring.checks import Checked, check_inputs, summarise, worst_first
+from serving.monitoring.consistency import check_consistency
 from serving.monitoring.evidently_report import EvidentlyReport, choose, drift_report
-from serving.monitoring.findings import NOTE, WATCH, Batch, Finding, Limits, Reference
+from serving.monitoring.findings import ALARM, NOTE, WATCH, Batch, Finding, Limits, Reference
 from serving.monitoring.inputs import MixUp, concept_of, mix_ups_from_table
 from serving.monitoring.ledger import Ledger
 from serving.monitoring.logged import Logged, read_log
@@ -38,6 +39,7 @@ from serving.monitoring.page import render_report
 from serving.monitoring.result import GAUGES, HEARTBEAT, LAST, MonitorResult, write_atomically
 from serving.monitoring.safely import safely
 from serving.monitoring.telling import tell
+from serving.notices import ALARMS
 from serving.store import scores
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ PERIOD: Final = timedelta(days=7)
 MOST_COLUMNS: Final = 30
 REFERENCE_ROWS: Final = 5_000
 KEEP_RUNS: Final = 60
+BY_THE_MINUTE: Final = ("feed_down", "clock_shifted")
 PROBABILITY: Final = "probability"
 
 
@@ -153,7 +156,7 @@ def _monitor(
         opens, closes = _period(store, settings, bundle, since, until)
         logged = read_log(store, bundle, opens, closes)
         came, intake = _intake(store, Watched.of(bundle), settings, home, opens, closes)
-        back = look_back(store, bundle, settings, opens, closes, labels)
+        back = look_back(store, bundle, settings, opens, closes, labels, logged.attempts)
     finally:
         store.close()
     folder = output or home / "runs" / f"{started:%Y-%m-%dT%H-%M-%S}Z"
@@ -171,11 +174,32 @@ def _monitor(
     if intake is not None:
         arrivals.keep(home, intake, to_us(closes))
     result = _news(settings, result)
+    write_atomically(home / ALARMS, json.dumps(alarms(result)) + "\n")
     write_atomically(home / LAST, _json(result))
     write_atomically(home / GAUGES, gauges(result))
     if output is None:
         _prune(home / "runs")
     return result
+
+
+def alarms(result: MonitorResult) -> dict[str, Any]:
+    """The alarms of a run, as pages and cards show them (:class:`serving.notices.Notices`).
+
+    ``units`` are those that an alarm names; none where it is about all. Feeds are left out: they are looked at anew
+    every few minutes, and said from there.
+    """
+    loud = [f for f in result.findings if f.severity == ALARM and f.kind not in BY_THE_MINUTE]
+    told = [
+        {
+            "kind": f.kind,
+            "what": f.what,
+            "where": f.where,
+            "units": f.units,
+            "since": to_us(f.since) if f.since else None,
+        }
+        for f in loud
+    ]
+    return {"now": to_us(result.until), "alarms": told}
 
 
 def _news(settings: Settings, result: MonitorResult) -> MonitorResult:
@@ -245,6 +269,7 @@ def examine(
     rng = np.random.default_rng(0)
     report, error = _evidently(batch, sample, watched, folder, rng) if evidently else (None, "switched off")
     threshold = watched.threshold
+    own = [*checked.findings, *safely("consistency", lambda: check_consistency(batch, reference, limits))]
     findings = [
         *safely("freshness", lambda: outputs.check_fresh(logged.attempts, until)),
         *safely("alerts", lambda: outputs.check_alerts(scored, reference, threshold, limits)),
@@ -252,7 +277,7 @@ def examine(
         *safely("what was not scored", lambda: outputs.check_not_scored(logged.attempts)),
         *(back.findings if back else ()),
         *came,
-        *_unexplained(checked.findings, came),
+        *_unexplained(own, came),
         *_other_models(logged.others, watched.model_id),
         *(_evidently_failed(error) if evidently and error else []),
     ]

@@ -32,45 +32,34 @@ def last(connection: Connection, model_id: str) -> int | None:
     return None if when is None else int(when)
 
 
-def others(connection: Connection, since: int, until: int, model_id: str) -> int:
-    """How many predictions of a period were made by other bundles of the same product."""
-    p = predictions.c
-    product = model_id.partition("@")[0] + "@"
-    query = select(func.count()).where(
-        received_range(since, until, p.prediction_time),
-        p.model_id != model_id,
-        p.model_id.startswith(product, autoescape=True),
-    )
-    return int(connection.execute(query).scalar_one())
-
-
 def attempts(
     connection: Connection, since: int, until: int, model_id: str, most: int = AT_ONCE
-) -> Iterator[pd.DataFrame]:
+) -> Iterator[tuple[pd.DataFrame, int]]:
     """Every prediction of a model in a period, scored or not, in order of time, so many at a time; :data:`TRIED`.
 
-    ``prediction_time`` in microseconds, missing texts "", a missing probability NaN.
+    ``prediction_time`` in microseconds, missing texts "", a missing probability NaN. With each part, how many
+    predictions other bundles of the same product made meanwhile: counted in passing, since a year is long to read.
     """
     p = predictions.c
-    query = select(*(p[name] for name in TRIED)).where(
-        received_range(since, until, p.prediction_time), p.model_id == model_id
+    product = model_id.partition("@")[0] + "@"
+    query = select(*(p[name] for name in TRIED), (p.model_id == model_id).label("own")).where(
+        received_range(since, until, p.prediction_time), p.model_id.startswith(product, autoescape=True)
     )
     result = connection.execution_options(yield_per=most).execute(query.order_by(p.prediction_time, p.seq))
     for rows in result.partitions(most):
-        columns = dict(zip(TRIED, zip(*rows, strict=True), strict=True))
-        yield pd.DataFrame(
-            {
-                **{
-                    name: pd.Series(["" if v is None else v for v in columns[name]], dtype=object)
-                    for name in ("encounter_id", "unit", "status", "reason")
-                },
+        *values, own = zip(*rows, strict=True)
+        columns = dict(zip(TRIED, values, strict=True))
+        texts = ("encounter_id", "unit", "status", "reason")
+        table = pd.DataFrame(
+            {name: pd.Series(columns[name], dtype=object).fillna("") for name in texts}
+            | {
                 "prediction_time": np.array(columns["prediction_time"], np.int64),
-                "probability": np.array(
-                    [np.nan if v is None else v for v in columns["probability"]], np.float64
-                ),
+                "probability": np.array(columns["probability"], np.float64),  # None becomes NaN
                 "page": np.array(columns["page"], bool),
             }
         )
+        mine = np.array(own, bool)
+        yield (table if mine.all() else table[mine].reset_index(drop=True)), int((~mine).sum())
 
 
 def features_of(

@@ -41,7 +41,9 @@ def made(seed: int = 0) -> pd.DataFrame:
             about = {"received": when, "time": when - HOUR_US // 2, "encounter": "stay", "source": "LOINC"}
             parts.append(
                 pd.DataFrame(
-                    about | {"concept": concept, "site": site, "value": value, "aside": False, "new": True}
+                    about
+                    | {"concept": concept, "site": site, "value": value, "aside": False}
+                    | {"new": True, "same": np.arange(n.sum()) % 10 == 0, "stuck": False}
                 )
             )
     return pd.concat(parts, ignore_index=True)[list(FACTS)]
@@ -112,7 +114,7 @@ def test_a_rare_feed_is_missed_when_chance_no_longer_explains_it(watch, facts):
 
 def test_chance_of_nothing_by_hand():
     """(1 + d M)^(-1/d) with d = 0.02: half an hour at nine an hour is M = 4.5, and 1.09^-50; two hours, 1.36^-50."""
-    usual = Expected(0, np.array([[9.0, 9.0]]), np.array([1.0]), np.array([0.02]))
+    usual = Expected(0, np.array([[9.0, 9.0]]), np.array([1.0]), np.array([0.02]), np.array([2.0]))
     assert usual.chance_of_nothing(0, HOUR_US // 2, HOUR_US) == pytest.approx(1.09**-50)
     assert usual.chance_of_nothing(0, 0, 2 * HOUR_US) == pytest.approx(1.36**-50)
 
@@ -227,3 +229,25 @@ def test_one_patient_is_one_witness(facts):
         False,
     ]
     assert tell_apart(day.tail(3).assign(received=at(2)), day.head(3))["new"].tolist() == [True, False, False]
+
+
+def test_a_value_that_repeats_itself_is_counted_from_the_second_and_stuck_from_the_thirteenth(facts):
+    day = facts.head(16).assign(received=[at(1) + k for k in range(16)], encounter="one", concept="map")
+    day = day.assign(value=[80.0, *[79.0] * 15])
+    told = tell_apart(day)
+    assert told["same"].tolist() == [False, False, *[True] * 14]
+    assert told["stuck"].tolist() == [*[False] * 13, *[True] * 3]
+    assert tell_apart(day.tail(3), day.head(13))["stuck"].tolist() == [True] * 3
+    assert not tell_apart(day.assign(encounter=list("ab" * 8)))["stuck"].any()
+
+
+@pytest.mark.parametrize(
+    ("column", "few", "kind"), [("same", 10**6, "feed_frozen"), ("stuck", 4, "values_stuck")]
+)
+def test_new_times_with_old_values_are_told_with_place_and_start(watch, facts, column, few, kind):
+    begins = at(DAYS - 0.5)
+    wrong = ((facts["concept"] == "map") & (facts["site"] == "B") & (facts["received"] >= begins)).to_numpy()
+    wrong = wrong & (np.cumsum(wrong) <= few)
+    (finding,) = watch(facts.assign(**{column: facts[column] | wrong})).findings
+    assert (finding.kind, finding.features, finding.where) == (kind, ("map",), "unit B, source LOINC")
+    assert abs(finding.since.timestamp() - begins / 1e6) <= 3600

@@ -114,3 +114,21 @@ def test_arrivals_explain_what_the_inputs_show(ward, watched, tmp_path):
     )])  # fmt: skip
     after = examine(logged, watched, evidently=False, came=[came], **more)
     assert [f.kind for f in after.findings if "lactate" in str(f.features)] == ["feed_down"]
+
+
+def test_what_makes_scores_doubtful_is_said_by_unit_and_not_for_ever(tmp_path):
+    notices, now = Notices(tmp_path), 10**15
+    assert notices.degraded(None, now) == []
+    down = [{"concept": c, "site": "ICU", "since": now - 9} for c in ("lactate", "map")]
+    (tmp_path / "feeds.json").write_text(json.dumps({"now": now, "down": down, "late": []}))
+    about = {"kind": "k", "where": "w", "since": None}
+    alarms = [about | {"what": "one", "units": ["ICU"]}, about | {"what": "all", "units": []}]
+    (tmp_path / "alarms.json").write_text(json.dumps({"now": now, "alarms": alarms}))
+    silent = "Nothing comes any more of: lactate, map."
+    assert [d["what"] for d in notices.degraded("ICU", now)] == [silent, "one", "all"]
+    assert [d["what"] for d in notices.degraded(None, now)] == [silent, "one", "all"]
+    assert [d["what"] for d in notices.degraded("Ward 3", now)] == ["all"]
+    assert [d["what"] for d in notices.degraded("ICU", now + 2 * TOO_OLD_US)] == ["one", "all"]
+    assert notices.degraded("ICU", now + 27 * TOO_OLD_US) == []
+    (tmp_path / "alarms.json").write_text("{")
+    assert [d["what"] for d in notices.degraded("Ward 3", now)] == []
