@@ -72,6 +72,7 @@ def worklist(request: Request, unit: Annotated[str, Query(max_length=128)] = "")
     scorer, now = state.scorer, state.now_us()
     with state.store.read() as connection:
         view = views.worklist(connection, scorer, now, unit or None)
+    view["degraded"] = state.notices.degraded(unit or None, now)
     state.audit(request, "read worklist", view.pop("seen"))
     return HTMLResponse(
         state.render(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -91,6 +92,34 @@ def test_a_nurse_finds_the_patient_and_answers_the_alert(ward: Any, page: Any):
     assert page.url.endswith("/sign-in")
     assert page.problems == []
     assert all(url.startswith((ward.url, "data:")) for url in asked)
+
+
+def test_the_worklist_says_that_a_feed_is_silent(ward: Any, page: Any):
+    now = ward.state.now_us()
+    down = [{"concept": "lactate", "site": "ICU-A", "since": now - 3 * 3_600_000_000}]
+    alarm = {
+        "kind": "alerts_silent",
+        "what": "No score has alerted.",
+        "where": "alerts",
+        "units": [],
+        "since": now,
+    }
+    home = ward.settings.var / "monitor"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "feeds.json").write_text(json.dumps({"now": now, "down": down, "late": []}))
+    (home / "alarms.json").write_text(json.dumps({"now": now, "alarms": [alarm]}))
+    page.goto(f"{ward.url}/sign-in#token={ward.settings.token}")
+    page.wait_for_url("**/worklist")
+    said = page.locator(".note[role=alert]")
+    assert "Nothing comes any more of: lactate. unit ICU-A, since" in said.inner_text()
+    assert "No score has alerted." in said.inner_text()
+    assert said.is_visible()
+    page.screenshot(path=str(ward.settings.var / "degraded.png"))
+    said.get_by_role("link").click()
+    page.wait_for_url("**/monitor")
+    page.goto(f"{ward.url}/worklist?unit=ICU-Z")
+    assert "lactate" not in page.locator(".note[role=alert]").inner_text()
+    assert page.problems == []
 
 
 def test_pages_fit_a_phone_and_print_without_controls(ward: Any, page: Any):
