@@ -15,7 +15,7 @@ from typing import Any
 from features.errors import SpecError
 from features.featureset import FeatureSet
 
-SECTIONS = ("model", "features", "target", "scope", "training", "alerts")
+SECTIONS = ("model", "features", "target", "scope", "training", "alerts", "abstention")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import lightgbm as lgb
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from models.bundle import Bundle, without_extremes, write_bundle
+from models.spec import Spec
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +73,10 @@ def test_the_released_model_scores_the_same_without_them(released):
         bare.predict(matrix, pred_contrib=True).tobytes()
         == booster.predict(matrix, pred_contrib=True).tobytes()
     )
+
+
+def test_a_spec_decides_whether_indeterminate_scores_are_withheld(released):
+    """As the README writes it; a released model only marks them."""
+    own = Spec.parse(f"{released.spec.text}\n[abstention]\nwithhold = true\n")
+    assert not released.withholds
+    assert replace(released, spec=own).withholds
