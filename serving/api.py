@@ -44,7 +44,7 @@ from serving.schemas import (
 from serving.scoring import Explain, Score, Scorer, pack, record
 from serving.state import Wardcast, of, wall_us
 from serving.stateless import Asked, left_out, understand
-from serving.store import facts, log
+from serving.store import facts, log, people
 
 STATELESS = "stateless"
 TOLD = 6
@@ -201,10 +201,12 @@ def _brief(logged: Logged) -> dict[str, Any]:
 def risk(request: Request, encounter: Encounter, explain: bool | None = None) -> JSONResponse:
     """Sepsis risk of a stored patient at the service's now, logged like every other score.
 
-    Asked again within 5 minutes, with nothing new about the patient, the answer is the score of before.
+    Asked again within 5 minutes, with nothing new about the patient, the answer is the score of before. An encounter
+    that was merged into another is answered as the one it lives on as.
     """
     state = of(request)
     with state.store.read() as connection:
+        encounter = people.names_of(connection, encounter)[0]
         known = facts.latest(connection, [encounter]).get(encounter)
     state.audit(request, "read risk", [encounter], outcome="done" if known else "not_found")
     now = state.now_us()
@@ -261,11 +263,15 @@ def risk_history(
     until: Annotated[QueryInstant | None, Query(description="Not included.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="The newest so many.")] = 200,
 ) -> JSONResponse:
-    """The scores of a stored patient as they were given, with the reasons that were given then."""
+    """The scores of a stored patient as they were given, with the reasons that were given then.
+
+    After a merge of encounters those of both, each once, under any of their names.
+    """
     state = of(request)
     start, end = (None if t is None else to_us(t) for t in (since, until))
     with state.store.read() as connection:
-        total, rows = log.past_predictions(connection, encounter, "stored", start, end, limit)
+        encounter, named = people.names_of(connection, encounter)
+        total, rows = log.past_predictions(connection, named, "stored", start, end, limit)
     state.audit(request, "read risk history", [encounter], outcome="done" if total else "not_found")
     scores = [_past(row) for row in rows]
     return JSONResponse({"encounter_id": encounter, "total": total, "scores": scores})
@@ -293,7 +299,7 @@ def alerts(
             connection,
             start,
             None if until is None else to_us(until),
-            None if encounter is None else [encounter],
+            None if encounter is None else people.names_of(connection, encounter)[1],
         )
     found = [_alert(dict(zip(log.ALERT_COLUMNS, row, strict=True))) for row in reversed(rows)]
     state.audit(request, "read alerts", [a["encounter_id"] for a in found])

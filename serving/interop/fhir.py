@@ -12,10 +12,10 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
-from sqlalchemy import Connection
 
 from models.scope import SCORED
 from serving.answers import Refusal
+from serving.interop.judging import judged
 from serving.interop.resources import (
     Resource,
     Standing,
@@ -24,7 +24,6 @@ from serving.interop.resources import (
     observation,
     provenance,
     risk_assessment,
-    standing,
 )
 from serving.rounds import STORED
 from serving.rounds import standing as stands_now
@@ -90,9 +89,9 @@ def risk_assessments(
     state = of(request)
     scorer = None if "sepsis" in state.problems else state.scorer
 
-    def write(row: Mapping[str, Any], judged: Standing) -> Resource:
+    def write(row: Mapping[str, Any], became: Standing) -> Resource:
         own = scorer is not None and scorer.bundle.model_id == row["model_id"]
-        return risk_assessment(row, judged, scorer if own else None)
+        return risk_assessment(row, became, scorer if own else None)
 
     return _predictions(request, encounter, identity, count, offset, include, write, scored_only=True)
 
@@ -117,11 +116,12 @@ def flags(request: Request, encounter: Encounter = None) -> JSONResponse:
     if who is None:
         raise NOTHING_ASKED
     with state.store.read() as connection:
-        who, named = _same(connection, who)
+        who, named = people.names_of(connection, who)
         known = facts.latest(connection, [who]).get(who)
         rows = log.read_alerts(connection, None, None, named)
-    alerts = [dict(zip(log.ALERT_COLUMNS, row, strict=True)) for row in reversed(rows)]
-    found = [flag(alert, str(known["subject_id"])) for alert in alerts] if known else []
+        alerts = [dict(zip(log.ALERT_COLUMNS, row, strict=True)) for row in reversed(rows)]
+        alerts = people.as_now(connection, alerts)
+    found = [flag(alert, str(alert["subject_id"])) for alert in alerts] if known else []
     state.audit(request, "read Flag", [who], outcome="done" if known else "not_found")
     return _page(request, found, len(found), {}, known is not None)
 
@@ -151,16 +151,17 @@ def _predictions(
     named = None
     if who is not None:
         with state.store.read() as connection:
-            who, named = _same(connection, who)
+            who, named = people.names_of(connection, who)
         _bring_up_to_date(state, who)
     status = SCORED if scored_only else None
     with state.store.read() as connection:
         total, rows = log.found_predictions(connection, named, identity, STORED, status, count, offset)
-        judged = _judge(connection, rows, state)
+        became = judged(connection, rows, state)
         known = who is None or bool(facts.latest(connection, [who]))
-    resources = [write(row, judged[row["prediction_id"]]) for row in rows]
+        named_now = people.as_now(connection, rows)
+    resources = [write(row, became[row["prediction_id"]]) for row in named_now]
     if include:
-        resources += [provenance(row, judged[row["prediction_id"]]) for row in rows]
+        resources += [provenance(row, became[row["prediction_id"]]) for row in named_now]
     about = sorted({row["encounter_id"] for row in rows} | ({who} if who else set()))
     outcome = "done" if known and (rows or who) else "not_found"
     state.audit(request, f"read {request.url.path.removeprefix('/fhir/')}", about, outcome=outcome)
@@ -172,12 +173,6 @@ def _encounter_id(encounter: str | None) -> str | None:
     return encounter.removeprefix("Encounter/") or None if encounter else None
 
 
-def _same(connection: Connection, encounter_id: str) -> tuple[str, list[str]]:
-    """The name under which an encounter lives on after merges, and all the names that it has had."""
-    lives = people.surviving(connection, "encounter", [encounter_id]).get(encounter_id, encounter_id)
-    return lives, sorted(people.merged_into(connection, "encounter", [lives]))
-
-
 def _bring_up_to_date(state: Wardcast, encounter_id: str) -> None:
     """Let the newest prediction be one of now, where the patient is here and there is a model."""
     if "sepsis" in state.problems:
@@ -187,13 +182,6 @@ def _bring_up_to_date(state: Wardcast, encounter_id: str) -> None:
         known = facts.latest(connection, [encounter_id]).get(encounter_id)
     if known is not None and not facts.has_ended(known, now):
         stands_now(state, encounter_id, now)
-
-
-def _judge(connection: Connection, rows: Sequence[Mapping[str, Any]], state: Wardcast) -> dict[str, Standing]:
-    """What became of some predictions, by what is known of their encounters now."""
-    concepts = None if "sepsis" in state.problems else state.scorer.bundle.spec.features.concepts
-    told = {who: facts.told(connection, who, concepts) for who in {str(row["encounter_id"]) for row in rows}}
-    return {row["prediction_id"]: standing(row, told[str(row["encounter_id"])]) for row in rows}
 
 
 def _page(

@@ -1,9 +1,9 @@
 """Tells a hospital's FHIR server of every score and alert: a process that ``wardcast serve`` keeps when one is named.
 
 Resources carry our own ids and are put there (``PUT RiskAssessment/ID``), so that sending one twice changes nothing.
-What was told is a place in the prediction log; a score whose facts were corrected later is told again, with its new
-status. A server that is away is asked again, ever more slowly; what it refuses for good is noted and does not hold up
-the rest.
+What was told is a place in the prediction log; a score whose facts were corrected later, or whose encounter was
+corrected or merged, is told again, with its new status and under the identities that live on. A server that is away is
+asked again, ever more slowly; what it refuses for good is noted and does not hold up the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -20,12 +20,13 @@ from sqlalchemy import Connection
 
 from models.scope import SCORED
 from serving.companion import told_to_stop
-from serving.interop.resources import Resource, flag, observation, provenance, risk_assessment, standing
+from serving.interop.judging import judged
+from serving.interop.resources import Resource, flag, observation, provenance, risk_assessment
 from serving.interop.smart import BackendClient, BatchRefused, PushError, read_target
 from serving.rounds import STORED
 from serving.settings import Settings
 from serving.state import Wardcast, wall_us
-from serving.store import audit, facts, pushes
+from serving.store import audit, people, pushes
 
 BATCH: Final = 50
 FACTS: Final = 5_000
@@ -56,6 +57,9 @@ class Pusher:
             if pushes.place(connection, self._name) is None:
                 pushes.keep_place(connection, self._name, pushes.newest(connection), wall_us())
                 pushes.skip_flags(connection, self._name)
+            if pushes.pictures_place(connection, self._name) is None:
+                at = pushes.newest_picture(connection)
+                pushes.keep_pictures_place(connection, self._name, at, wall_us())
 
     def step(self) -> int:
         """Tell what is new, at most one batch of each kind; how many resources were sent.
@@ -65,7 +69,7 @@ class Pusher:
         PushError
             The server is away or refuses all; nothing is marked as told.
         """
-        return self._predictions() + self._corrections() + self._flags()
+        return self._predictions() + self._corrections() + self._pictures() + self._flags()
 
     def run(self, stop: threading.Event) -> None:
         """Until told to stop, or until the parent process is gone."""
@@ -86,7 +90,7 @@ class Pusher:
         with self._state.store.read() as connection:
             at = pushes.place(connection, self._name) or pushes.newest(connection)
             rows = pushes.untold(connection, at.predictions_seq, STORED, BATCH)
-            made = [r for row in rows for r in self._written(connection, row)]
+            made = self._written(connection, rows)
         if not rows:
             return 0
         self._tell(made)
@@ -102,45 +106,75 @@ class Pusher:
             end, encounters = pushes.changed(connection, at.events_seq, FACTS)
             made: list[Resource] = []
             for who in encounters:
-                for row in pushes.told_of(connection, who, STORED, at.predictions_seq):
-                    if row["events_seq"] and row["events_seq"] < end:
-                        made += self._written(connection, row, changed_only=True)
+                rows = pushes.told_of(connection, who, STORED, at.predictions_seq)
+                older = [row for row in rows if row["events_seq"] and row["events_seq"] < end]
+                made += self._written(connection, older, changed_only=True)
         if end == at.events_seq:
             return 0
-        for start in range(0, len(made), 2 * BATCH):
-            self._tell(made[start : start + 2 * BATCH])
+        self._tell_all(made)
         with self._state.store.write() as connection:
             pushes.keep_place(connection, self._name, replace(at, events_seq=end), wall_us())
         return len(made)
+
+    def _pictures(self) -> int:
+        """Tell again what was told of encounters that were merged, given to another patient, or corrected."""
+        with self._state.store.read() as connection:
+            at = pushes.place(connection, self._name) or pushes.newest(connection)
+            after = pushes.pictures_place(connection, self._name) or 0
+            end, encounters = pushes.changed_pictures(connection, after, FACTS)
+            made: list[Resource] = []
+            for who in encounters:
+                rows = pushes.told_of(connection, who, STORED, at.predictions_seq)
+                made += self._written(connection, rows, changed_only=True)
+            flags = pushes.told_flags(connection, self._name, encounters)
+            made += self._raised(connection, flags)
+        if end == after:
+            return 0
+        self._tell_all(made)
+        with self._state.store.write() as connection:
+            pushes.keep_pictures_place(connection, self._name, end, wall_us())
+        return len(made)
+
+    def _raised(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> list[Resource]:
+        if "Flag" not in self._client.target.send:
+            return []
+        named = people.as_now(connection, rows)
+        return [flag(row, str(row["subject_id"])) for row in named if row["subject_id"] is not None]
+
+    def _tell_all(self, made: Sequence[Resource]) -> None:
+        for start in range(0, len(made), 2 * BATCH):
+            self._tell(made[start : start + 2 * BATCH])
 
     def _flags(self) -> int:
         if "Flag" not in self._client.target.send:
             return 0
         with self._state.store.read() as connection:
             rows = pushes.flags_to_tell(connection, self._name, BATCH)
-            people = facts.latest(connection, [row["encounter_id"] for row in rows])
+            made = self._raised(connection, rows)
         if not rows:
             return 0
-        known = [row for row in rows if row["encounter_id"] in people]
-        self._tell([flag(row, str(people[row["encounter_id"]]["subject_id"])) for row in known])
+        self._tell(made)
         with self._state.store.write() as connection:
             pushes.keep_flags(connection, self._name, rows)
-        return len(known)
+        return len(made)
 
     def _written(
-        self, connection: Connection, row: dict[str, Any], *, changed_only: bool = False
-    ) -> Iterable[Resource]:
-        """The resources of one prediction, of the kinds this server wants."""
+        self, connection: Connection, rows: Sequence[dict[str, Any]], *, changed_only: bool = False
+    ) -> list[Resource]:
+        """The resources of some predictions, of the kinds this server wants.
+
+        With ``changed_only``, of those that are no longer what was said when they were made.
+        """
         state = self._state
         scorer = None if "sepsis" in state.problems else state.scorer
-        concepts = scorer.bundle.spec.features.concepts if scorer else None
-        judged = standing(row, facts.told(connection, str(row["encounter_id"]), concepts))
-        if changed_only and judged.status == "final":
-            return []
-        own = scorer if scorer and scorer.bundle.model_id == row["model_id"] else None
-        scored = row["status"] == SCORED
-        made = [observation(row, judged), provenance(row, judged)]
-        made += [risk_assessment(row, judged, own)] if scored else []
+        became, made = judged(connection, rows, state), []
+        for row, now in zip(rows, people.as_now(connection, rows), strict=True):
+            stands = became[row["prediction_id"]]
+            if changed_only and stands.status == "final" and now == row:
+                continue
+            own = scorer if scorer and scorer.bundle.model_id == row["model_id"] else None
+            made += [observation(now, stands), provenance(now, stands)]
+            made += [risk_assessment(now, stands, own)] if row["status"] == SCORED else []
         return [r for r in made if r["resourceType"] in self._client.target.send]
 
     def _tell(self, resources: Sequence[Resource]) -> None:

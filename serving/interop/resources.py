@@ -18,6 +18,7 @@ from models.scope import OUT_OF_SCOPE, SCORED
 from serving.clock import iso
 from serving.reasons import number_text, plain_label, unit_text
 from serving.scoring import Scorer
+from serving.store.facts import LASTING
 
 Resource = dict[str, Any]
 Row = Mapping[str, Any]
@@ -57,13 +58,15 @@ class Standing:
     basis: Sequence[Row] = field(default_factory=tuple)
 
 
-def standing(prediction: Row, events: Iterable[Row]) -> Standing:
+def standing(prediction: Row, events: Iterable[Row], pictures: Sequence[Row] = ()) -> Standing:
     """Judge a prediction by what is known of its encounter's facts now.
 
     Parameters
     ----------
     prediction : row of the log
     events : usable rows of its encounter, of the concepts that its model reads, in the order received
+    pictures : all that was known of its encounter, in the order received; what lasts, such as the age, is corrected
+        where the newest says otherwise than the one that was read
     """
     reach, when = prediction["events_seq"] or 0, prediction["prediction_time"]
     read: dict[tuple[str, str], Row] = {}
@@ -76,10 +79,23 @@ def standing(prediction: Row, events: Iterable[Row]) -> Standing:
         elif fact in read and event["status"] in ("corrected", "deleted"):
             gone = event["status"] == "deleted" or status == "entered-in-error"
             status, changed = ("entered-in-error" if gone else "corrected"), event["received_time"]
+    if status == "final":
+        changed = _corrected(prediction["encounter_seq"] or 0, pictures)
+        status = "final" if changed is None else "corrected"
     newest: dict[str, Row] = {}
     for event in sorted(read.values(), key=lambda e: (e["time"], e["seq"])):
         newest[event["concept"]] = event
     return Standing(status, changed, tuple(newest.values()))
+
+
+def _corrected(seq: int, pictures: Sequence[Row]) -> int | None:
+    """When it became known that an encounter's picture had said something else than holds now."""
+    then = next((p for p in pictures if p["seq"] == seq), None)
+    if then is None:
+        return None
+    wrong = [n for n in LASTING if then[n] is not None and pictures[-1][n] != then[n]]
+    later = (p for p in pictures if p["seq"] > seq and any(p[n] != then[n] for n in wrong))
+    return next((int(p["received_time"]) for p in later), None)
 
 
 def _read(read: dict[tuple[str, str], Row], fact: tuple[str, str], event: Row) -> None:

@@ -33,6 +33,8 @@ from serving.store.tables import ENCOUNTER_FACTS, ENCOUNTER_TIMES, encounters, e
 CHUNK = 400
 """Values in one IN list; SQLite and PostgreSQL both take more, planners like fewer."""
 
+LASTING = ("age_years", "sex", "hospital_admission_time")
+"""What scores read of an encounter and does not change by itself: another value corrects the one before."""
 KNOWN_COLUMNS = ("encounter_id", "subject_id", "received_time", *ENCOUNTER_FACTS)
 
 
@@ -89,6 +91,15 @@ def has_ended(encounter: Mapping[str, Any], now: int) -> bool:
     """Whether the patient has left by ``now``."""
     left = encounter["discharge_time"]
     return left is not None and left <= now
+
+
+def pictures(connection: Connection, encounter_id: str) -> list[dict[str, Any]]:
+    """What was known of an encounter that lasts, each time something became known, oldest first."""
+    e = encounters.c
+    query = select(e.seq, e.received_time, *(e[name] for name in LASTING)).where(
+        e.encounter_id == encounter_id
+    )
+    return [dict(row) for row in connection.execute(query.order_by(e.seq)).mappings()]
 
 
 def version(connection: Connection, seq: int) -> dict[str, Any]:

@@ -129,11 +129,11 @@ def found_predictions(
 
 
 def past_predictions(
-    connection: Connection, encounter_id: str, road: str, since: int | None, until: int | None, limit: int
+    connection: Connection, names: Sequence[str], road: str, since: int | None, until: int | None, limit: int
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Predictions of an encounter with ``since <= prediction_time < until``: how many, and the newest of them."""
+    """Predictions of an encounter, by any of its names, ``since <= prediction_time < until``: how many, the newest."""
     p = predictions.c
-    wanted = (p.road == road, p.encounter_id == encounter_id, received_range(since, until, p.prediction_time))
+    wanted = (p.road == road, p.encounter_id.in_(names), received_range(since, until, p.prediction_time))
     total = connection.execute(select(func.count()).select_from(predictions).where(*wanted)).scalar_one()
     query = select(*(p[name] for name in (*PREDICTION_COLUMNS, "reasons"))).where(*wanted)
     rows = connection.execute(query.order_by(p.prediction_time.desc(), p.seq.desc()).limit(limit))

@@ -62,6 +62,27 @@ def merged_into(connection: Connection, kind: str, names: Iterable[str]) -> set[
     return found
 
 
+def names_of(connection: Connection, encounter_id: str) -> tuple[str, list[str]]:
+    """The name under which an encounter lives on after merges, and all the names that it has had."""
+    lives = surviving(connection, "encounter", [encounter_id]).get(encounter_id, encounter_id)
+    return lives, sorted(merged_into(connection, "encounter", [lives]))
+
+
+def as_now(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows about encounters, such as predictions or alerts, with the encounter and the patient they belong to now."""
+    ids = {str(row["encounter_id"]) for row in rows}
+    lives = {who: who for who in ids} | surviving(connection, "encounter", ids)
+    known = facts.latest(connection, lives.values())
+    return [
+        {
+            **row,
+            "encounter_id": who,
+            "subject_id": known[who]["subject_id"] if who in known else row.get("subject_id"),
+        }
+        for row, who in ((row, lives[str(row["encounter_id"])]) for row in rows)
+    ]
+
+
 def _last(found: Mapping[str, str], name: str) -> str:
     seen = {name}
     while name in found and found[name] not in seen:

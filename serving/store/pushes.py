@@ -1,4 +1,5 @@
-"""How far a FHIR server has been told: a place in the prediction log, one in the facts, its flags, what it refused.
+"""How far a FHIR server has been told: places in the prediction log, the facts and the pictures of encounters, its
+flags, what it refused.
 
 What is to be told is never copied: predictions, facts and alerts are in the store anyhow, so that a crash loses nothing
 and a server that was away for a week is caught up with.
@@ -8,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from serving.store.facts import chunks
-from serving.store.tables import alerts, events, predictions, push_flags, push_problems, pushes
+from serving.store import facts, people
+from serving.store.facts import LASTING, chunks
+from serving.store.tables import alerts, encounters, events, predictions, push_flags, push_problems, pushes
+
+PICTURES: Final = "#encounters"
+"""Ends the name under which a server's place in the pictures stands, which is told apart from its other places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,54 @@ def changed(connection: Connection, after: int, limit: int) -> tuple[int, list[s
         e.seq > after, e.seq <= end, e.status.in_(("corrected", "deleted")), e.reason.is_(None)
     )
     return int(end), sorted(set(connection.execute(query).scalars()))
+
+
+def pictures_place(connection: Connection, target: str) -> int | None:
+    """``seq`` of the last picture of an encounter whose consequences were told; None where a server never was."""
+    at = place(connection, target + PICTURES)
+    return None if at is None else at.events_seq
+
+
+def newest_picture(connection: Connection) -> int:
+    """Where the pictures of encounters end now."""
+    return int(connection.execute(select(func.max(encounters.c.seq))).scalar() or 0)
+
+
+def keep_pictures_place(connection: Connection, target: str, at: int, now: int) -> None:
+    """Write how far a server has been told of encounters."""
+    keep_place(connection, target + PICTURES, Place(0, at), now)
+
+
+def changed_pictures(connection: Connection, after: int, limit: int) -> tuple[int, list[str]]:
+    """How far the pictures go (at most ``limit`` on), and the encounters that now are another's, or were mistaken."""
+    e = encounters.c
+    seqs = select(e.seq).where(e.seq > after).order_by(e.seq).limit(limit).subquery()
+    end = connection.execute(select(func.max(seqs.c.seq))).scalar()
+    if end is None:
+        return after, []
+    ids = set(connection.execute(select(e.encounter_id).where(e.seq > after, e.seq <= end)).scalars())
+    gone, now = people.surviving(connection, "encounter", ids), facts.latest(connection, ids)
+    before: dict[str, Any] = {}
+    for some in chunks(ids):
+        newest = (
+            select(func.max(e.seq)).where(e.seq <= after, e.encounter_id.in_(some)).group_by(e.encounter_id)
+        )
+        rows = connection.execute(select(encounters).where(e.seq.in_(newest))).mappings()
+        before |= {row["encounter_id"]: row for row in rows}
+    other = {
+        who for who, then in before.items() if any(then[n] != now[who][n] for n in ("subject_id", *LASTING))
+    }
+    return int(end), sorted(other | set(gone))
+
+
+def told_flags(connection: Connection, target: str, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """The alerts of some encounters that a server has been told of."""
+    a, f, found = alerts.c, push_flags.c, list[dict[str, Any]]()
+    for some in chunks(ids):
+        query = select(alerts).join(push_flags, f.alert_id == a.alert_id)
+        query = query.where(f.target == target, a.encounter_id.in_(some)).order_by(a.raised_time, a.alert_id)
+        found += [dict(row) for row in connection.execute(query).mappings()]
+    return found
 
 
 def told_of(connection: Connection, encounter_id: str, road: str, up_to: int) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ from serving.ingest import acks, mllp, report
 from serving.ingest.mllp import Framer, Listener
 from serving.settings import Settings
 from serving.store import facts, messages, people
+from serving.store.log import add_alerts
 from serving.store.messages import Arrival, MessageLog, outcomes_of
 
 NINE = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
@@ -645,6 +646,25 @@ def test_every_name_of_merged_visits_finds_all_that_was_said_of_them_in_fhir(war
         return [entry["resource"]["id"] for entry in said["entry"]]
 
     assert found("V1") == found("V2")
+    assert ward.service.get("/v1/risk", encounter="V2").json()["encounter_id"] == "V1", (
+        "the API follows as well"
+    )
+    past = [ward.service.get("/v1/risk/history", encounter=who).json() for who in ("V1", "V2")]
+    assert past[0] == past[1]
+    assert past[0]["encounter_id"] == "V1"
+    assert {s["prediction_id"] for s in past[0]["scores"]} == set(found("V1"))
+    with ward.state.store.write() as connection:
+        at = {"raised_time": ward.service.state.now_us(), "probability": 0.5, "reason": "threshold"}
+        made = [
+            {"alert_id": a, "encounter_id": v, "prediction_id": a} | at
+            for a, v in (("a1", "V1"), ("a2", "V2"))
+        ]
+        add_alerts(connection, made)
+    told = [
+        ward.service.get("/v1/alerts", encounter=who, since=NINE.isoformat()).json() for who in ("V1", "V2")
+    ]
+    assert told[0] == told[1]
+    assert {alert["alert_id"] for alert in told[0]["alerts"]} == {"a1", "a2"}
     with ward.state.store.read() as connection:
         under = {row[0] for row in connection.exec_driver_sql("select encounter_id from predictions")}
     assert under == {"V1", "V2"}

@@ -18,6 +18,8 @@ from fhir.resources.R4B import get_fhir_model_class
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from features.errors import ConfigError
+from features.sources.facts import Merge
+from serving.ingest.exchange import Said, take
 from serving.ingest.report import report
 from serving.interop.push import PATIENCE, Pusher
 from serving.interop.smart import ASSERTION, BackendClient, PushError, read_target
@@ -182,6 +184,49 @@ def test_a_corrected_fact_corrects_what_was_told(
     until_told(pusher)
     statuses = [r["status"] for k, r in hospital.have.items() if k.startswith("RiskAssessment/")]
     assert "corrected" in statuses
+
+
+@pytest.mark.both_stores
+def test_a_corrected_encounter_corrects_what_was_told(
+    hospital: Hospital, told: Callable[[], Pusher], service: Any, patient: Any
+):
+    pusher = told()
+    who = patient().rounds(range(6))
+    service.send(who.news(5.5))
+    until_told(pusher)
+    moved = who.encounter | {"unit": "ICU-B", "encounter_class": "ward"}
+    service.send({"encounters": [moved], "as_of": who.at(5.6).isoformat()})
+    until_told(pusher)
+    statuses = {k: r["status"] for k, r in hospital.have.items() if k.startswith("RiskAssessment/")}
+    assert set(statuses.values()) == {"final"}, "a move is news and corrects nothing"
+    service.send({"encounters": [moved | {"age_years": 17.5}], "as_of": who.at(5.7).isoformat()})
+    until_told(pusher)
+    assert {hospital.have[k]["status"] for k in statuses} == {"corrected"}
+    assert until_told(told()) == 0, "told once"
+    pulled = service.get("/fhir/RiskAssessment", encounter=who.encounter_id).json()
+    same = {f"RiskAssessment/{e['resource']['id']}": e["resource"] for e in pulled["entry"]}
+    assert all(hospital.have[k] == same[k] for k in statuses), "pushed as pulled"
+
+
+@pytest.mark.both_stores
+def test_what_was_told_of_a_merged_encounter_is_told_again_under_the_name_it_lives_on_as(
+    hospital: Hospital, told: Callable[[], Pusher], service: Any, patient: Any
+):
+    pusher = told()
+    who = patient().rounds(range(8), heart_rate=140.0, lactate=9.0)
+    service.send(who.news(8))
+    service.send({"encounters": [patient("enc-2").encounter], "as_of": who.at(8).isoformat()})
+    until_told(pusher)
+    assert {key.partition("/")[0] for key in hospital.have} >= {"RiskAssessment", "Observation", "Flag"}
+    with service.state.store.write() as connection:
+        now = int(who.at(9).timestamp() * 1e6)
+        said = Said(merges=[Merge("encounter", "enc-1", "enc-2"), Merge("subject", "person of enc-2", "P")])
+        take(connection, [said], now)
+    assert until_told(pusher) > 0
+    about = [r for key, r in hospital.have.items() if not key.startswith("Provenance/")]
+    assert {r["encounter"]["identifier"]["value"] for r in about} == {"enc-2"}
+    assert {r["subject"]["identifier"]["value"] for r in about} == {"P"}
+    assert until_told(told()) == 0, "told once"
 
 
 def test_a_server_that_is_away_is_told_later_and_nothing_is_lost(
