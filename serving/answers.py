@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from functools import cache
+from typing import Annotated, Any, Final, TypeVar, cast, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, FailFast, ValidationError, create_model
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -13,8 +14,11 @@ from serving.context import request_id
 from serving.schemas import FieldProblem, explain_errors
 
 R = TypeVar("R", bound=BaseModel)
-MANY_ERRORS: Final = 20_000
-"""More are counted, not read: a body of nothing but errors would take a kilobyte of memory for each."""
+MANY_FIELDS: Final = 20_000
+"""More errors than this are counted, not described."""
+LONG_BODY: Final = 256 * 1024
+"""Bytes up to which everything wrong with a body is found. A longer one is read up to its first item with errors: eight
+megabytes of nothing but errors would take seconds, and gigabytes to hold them."""
 
 
 class Refusal(Exception):
@@ -54,11 +58,12 @@ def parse(contract: type[R], body: bytes) -> R:
     Refusal
         400 where it is not JSON, 422 where fields are wrong; names them, never their content.
     """
+    whole = len(body) <= LONG_BODY
     try:
-        return contract.model_validate_json(body)
+        return cast(R, (contract if whole else _hasty(contract)).model_validate_json(body))
     except ValidationError as error:
         count = error.error_count()
-        details = error.errors(include_url=False) if count <= MANY_ERRORS else []
+        details = error.errors(include_url=False) if count <= MANY_FIELDS else []
     if details and details[0]["type"] == "json_invalid":
         raise Refusal(
             400,
@@ -73,10 +78,24 @@ def parse(contract: type[R], body: bytes) -> R:
     raise Refusal(
         422,
         "invalid_input",
-        f"{count:,} fields cannot be used.",
-        "Mend the fields named here.",
+        f"{count:,} fields cannot be used." if whole else f"At least {count:,} fields cannot be used.",
+        "Mend the fields named here."
+        if whole
+        else "Mend the fields named here; what follows them was not read.",
         fields,
     )
+
+
+@cache
+def _hasty(contract: type[BaseModel]) -> type[BaseModel]:
+    """The contract, giving up on a list at its first item that has errors."""
+    lists: dict[str, Any] = {}
+    for name, field in contract.model_fields.items():
+        if get_origin(field.annotation) is list:
+            item = get_args(field.annotation)[0]
+            item = _hasty(item) if isinstance(item, type) and issubclass(item, BaseModel) else item
+            lists[name] = (Annotated[list[item], FailFast()], field)  # type: ignore[valid-type]
+    return create_model(contract.__name__, __base__=contract, **lists) if lists else contract
 
 
 def too_many_events(found: int, limit: int, field: str = "events") -> Refusal:
