@@ -14,6 +14,7 @@
     kinds = ["alert.raised"]             # of raised, ended, acknowledged, which are all where left out;
                                          # "monitor.alarm" is for who looks after the service
     identify = false                     # true: with the encounter's identity, unit, probability and reasons
+    keep_days = 30                       # the text of what was taken or given up is emptied then; 0: never
 
 The threshold itself is the model's, from its decision record. Without the file the model's own policy stands and
 nobody is told.
@@ -70,6 +71,7 @@ class _Webhook(_Table):
     secret: str
     kinds: Annotated[list[Annotated[str, AfterValidator(_kind)]], Field(min_length=1)] = list(KINDS)
     identify: bool = False
+    keep_days: Annotated[int, Field(ge=0, le=36_525)] = webhooks.KEEP_DAYS
 
 
 class _File(_Table):
@@ -175,4 +177,4 @@ def _receiver(hook: _Webhook, folder: Path) -> webhooks.Receiver:
         raise ConfigError(
             f"{path}: a secret has at least {SHORTEST_SECRET} characters. Run: openssl rand -hex 32"
         )
-    return webhooks.Receiver(hook.name, hook.url, frozenset(hook.kinds), keys, hook.identify)
+    return webhooks.Receiver(hook.name, hook.url, frozenset(hook.kinds), keys, hook.identify, hook.keep_days)

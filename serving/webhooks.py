@@ -2,7 +2,8 @@
 
 A message is written in the transaction of what it tells of, so neither is there without the other, and a restart loses
 nothing. It is sent until it is taken: again after 5 s, 10 s, 20 s, up to an hour, and given up after a day. A receiver
-may therefore get a message twice, and knows it by its ``Wardcast-Delivery``.
+may therefore get a message twice, and knows it by its ``Wardcast-Delivery``. What was said is emptied once it is over
+and older than the receiver's ``keep_days``; that it was said stays.
 
 Every request carries ``Wardcast-Signature: t=<seconds>,v1=<hex>``: HMAC-SHA256 of ``<seconds>.<body>`` with the
 receiver's secret (one ``v1`` a secret, while secrets are changed). :func:`verify` is what a receiver does with it.
@@ -17,6 +18,7 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -40,19 +42,27 @@ LEASE_US: Final = 60 * SECOND_US
 """How long a message that is being sent is left to its sender; longer than the sender waits."""
 TIMEOUT_S: Final = 10.0
 LOOK_S: Final = 0.5
+PRUNE_S: Final = 600.0
+"""How often old messages are looked for."""
+KEEP_DAYS: Final = 30
+DAY_US: Final = 24 * 3600 * SECOND_US
 TOLERANCE_S: Final = 300
 logger = logging.getLogger("wardcast")
 
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """Who is told: where, with which secrets, of which kinds of news, and whether with the encounter's identity."""
+    """Who is told: where, with which secrets, of which kinds of news, and whether with the encounter's identity.
+
+    ``keep_days`` says how long the text of what was taken or given up stays in the store; 0, for ever.
+    """
 
     name: str
     url: str
     kinds: frozenset[str]
     secrets: tuple[bytes, ...] = field(repr=False)
     identify: bool = False
+    keep_days: int = KEEP_DAYS
 
 
 def sign(secrets_: Sequence[bytes], seconds: int, body: bytes) -> str:
@@ -133,9 +143,21 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def revive(connection: Connection, now: int) -> int:
-    """Let what was given up wait again; returns how many."""
-    again = update(webhooks).where(webhooks.c.state == DEAD)
+    """Let what was given up wait again, where it was not emptied meanwhile; returns how many."""
+    again = update(webhooks).where(webhooks.c.state == DEAD, webhooks.c.body != "")
     return connection.execute(again.values(state=WAITING, due_time=now, created_time=now, tries=0)).rowcount
+
+
+def prune(connection: Connection, receiver: Receiver, now: int) -> int:
+    """Empty what a receiver took, or what was given up, and is older than it is kept; returns how many."""
+    if not receiver.keep_days:
+        return 0
+    w = webhooks.c
+    old = update(webhooks).where(
+        w.receiver == receiver.name, w.state.in_((DELIVERED, DEAD)), w.body != "",
+        w.created_time < now - receiver.keep_days * DAY_US,
+    )  # fmt: skip
+    return connection.execute(old.values(body="")).rowcount
 
 
 class Sender:
@@ -148,6 +170,7 @@ class Sender:
         self._receiver = receiver
         self._clock = clock
         self._client = client or httpx.Client(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False)
+        self._pruned = -PRUNE_S
 
     def step(self) -> bool:
         """Try one message that is due; whether there was one."""
@@ -166,11 +189,21 @@ class Sender:
         while not stop.is_set():
             try:
                 busy = self.step()
+                if not busy:
+                    self._tidy()
             except Exception as error:
                 logger.error("webhook receiver=%s failed kind=%s", self._receiver.name, type(error).__name__)
                 busy = False
             if not busy:
                 stop.wait(LOOK_S)
+
+    def _tidy(self) -> None:
+        """Prune, now and then and while there is nothing to send."""
+        if time.monotonic() - self._pruned < PRUNE_S:
+            return
+        self._pruned = time.monotonic()
+        with self._store.write() as connection:
+            prune(connection, self._receiver, self._clock())
 
     def _claim(self, connection: Connection, now: int) -> dict[str, Any] | None:
         """The oldest message that is due, kept from other senders while it is being sent."""

@@ -189,6 +189,29 @@ def test_what_is_not_taken_is_sent_again_over_a_restart_and_given_up_after_a_day
         assert webhooks.revive(connection, now[0]) == 1
 
 
+@pytest.mark.both_stores
+def test_what_was_said_is_emptied_after_the_days_that_the_receiver_sets(
+    make_service: Any, pager: Pager, tmp_path: Path
+):
+    service = make_service(ALERTS_FILE=alerts_file(tmp_path, pager.url, "keep_days = 2"))
+    (receiver,), now = service.state.alerting.receivers, [service.state.now_us()]
+    with service.state.store.write() as connection:
+        webhooks.put(connection, [receiver], "alert.raised", {"alert_id": "a"}, now[0])
+    assert deliver(service, now).step()
+    with service.state.store.write() as connection:
+        webhooks.put(connection, [receiver], "alert.raised", {"alert_id": "b"}, now[0])
+        two_days = 2 * 24 * 3600 * 1_000_000
+        assert webhooks.prune(connection, receiver, now[0] + two_days) == 0, "kept for two whole days"
+        assert webhooks.prune(connection, receiver, now[0] + two_days + 1) == 1, "what waits is still to be said"
+        assert webhooks.prune(connection, receiver, now[0] + two_days + 1) == 0
+        rows = connection.exec_driver_sql("select state, body from webhooks order by seq").all()
+        assert [state for state, _ in rows] == ["delivered", "waiting"]
+        assert rows[0][1] == ""
+        assert "alert_id" in rows[1][1]
+        connection.exec_driver_sql("update webhooks set state = 'dead'")
+        assert webhooks.revive(connection, now[0]) == 1, "what is empty is not said again"
+
+
 def test_a_message_being_sent_is_left_to_its_sender(make_service: Any, pager: Pager, tmp_path: Path):
     service = make_service(ALERTS_FILE=alerts_file(tmp_path, pager.url))
     now = [service.state.now_us()]
