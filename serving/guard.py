@@ -74,7 +74,7 @@ class Guard:
             self._note(scope, status, time.perf_counter() - started)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answered = False
+        answered, arrived = False, time.perf_counter()
 
         async def watch(message: Message) -> None:
             nonlocal answered
@@ -89,7 +89,7 @@ class Guard:
                 await to_thread.run_sync(self._audit_denial, scope, caller, denied)
                 await self._refuse(denied, scope, receive, watch)
                 return
-            scope.setdefault("state", {})["caller"] = caller
+            scope.setdefault("state", {}).update(caller=caller, arrived=arrived)
             current_caller.set(caller)
             body = await _read(receive, scope, self._state.settings.max_body_bytes)
             await self._app(scope, body, watch)

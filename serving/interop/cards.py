@@ -25,10 +25,14 @@ from serving.render import percent
 from serving.scoring import Scorer
 
 LONGEST_SUMMARY: Final = 139
+MOST_DOUBTS: Final = 3
 REASON_SYSTEM: Final = "urn:wardcast:override-reasons"
 REASONS: Final = Path(__file__).with_name("override_reasons.csv")
 LABEL: Final = "Wardcast sepsis risk"
 CAVEAT: Final = "Research software, not a medical device. It does not replace clinical judgement."
+LATE: Final = "**Over budget.** The service is busy: this is the last score, made when it says, and what is newer is not in it."
+OVER_BUDGET: Final = "over_budget"
+"""Reason code: a score was due and not made, since whoever asked could not wait for it."""
 
 WHY_NOT: Final[Mapping[str, tuple[str, str]]] = {
     chart.UNKNOWN: (
@@ -67,6 +71,8 @@ class Situation:
     open_alert : an alert of the encounter has not ended and nobody has acknowledged it
     newest : when the newest usable event happened, microseconds
     missing, unknown : vital signs and fields without which there is no score
+    over_budget : no new score was made since the hook had waited too long; the prediction is the last one
+    degraded : what makes this unit's scores doubtful (:meth:`serving.notices.Notices.degraded`)
     """
 
     status: str
@@ -76,6 +82,8 @@ class Situation:
     newest: int | None = None
     missing: Sequence[str] = ()
     unknown: Sequence[str] = ()
+    degraded: Sequence[Mapping[str, Any]] = ()
+    over_budget: bool = False
 
 
 @cache
@@ -103,6 +111,8 @@ def card(situation: Situation, scorer: Scorer | None, url: str, now: int, timezo
         lines.append(_made(situation, now, timezone))
     else:
         summary, lines = _not_scored(situation, scorer)
+    lines += [LATE] if situation.over_budget else []
+    lines += [_doubt(d, now, timezone) for d in situation.degraded[:MOST_DOUBTS]]
     made = {
         "uuid": str(uuid.uuid4()),
         "summary": summary[:LONGEST_SUMMARY],
@@ -118,11 +128,18 @@ def card(situation: Situation, scorer: Scorer | None, url: str, now: int, timezo
 
 
 def indicator(situation: Situation) -> str:
-    """``critical`` while an alert waits for someone, ``warning`` at or above the threshold, else ``info``."""
+    """``critical`` while an alert waits for someone, ``warning`` at or above the threshold or while what stands behind
+    the score is degraded, else ``info``."""
     row = situation.prediction
     if situation.status != SCORED or row is None or not row["alert"]:
-        return "info"
+        return "warning" if situation.degraded or situation.over_budget else "info"
     return "critical" if situation.open_alert else "warning"
+
+
+def _doubt(degraded: Mapping[str, Any], now: int, timezone: str) -> str:
+    """What is wrong behind the score, in the monitor's words."""
+    since = "" if degraded["since"] is None else f", since {clock_text(degraded['since'], now, timezone)}"
+    return f"**Degraded.** {markdown(degraded['what'])} ({markdown(degraded['where'] + since)})"
 
 
 def markdown(text: str) -> str:

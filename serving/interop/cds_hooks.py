@@ -6,6 +6,7 @@ Discovery, one service for two hooks, and feedback. What each requirement of the
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -17,10 +18,10 @@ from models.scope import OUT_OF_SCOPE, SCORED
 from serving.answers import Refusal, parse, require_json
 from serving.clock import to_us
 from serving.interop import chart
-from serving.interop.cards import REASON_SYSTEM, Situation, card, indicator, override_reasons
+from serving.interop.cards import OVER_BUDGET, REASON_SYSTEM, Situation, card, indicator, override_reasons
 from serving.interop.contract import CardFeedback, FeedbackRequest, HookRequest
 from serving.interop.examples import DISCOVERY, FEEDBACK, HOOK
-from serving.rounds import held, standing
+from serving.rounds import STORED, held, standing
 from serving.schemas import ErrorAnswer, QueryInstant
 from serving.security.clients import ClientEntry
 from serving.state import Wardcast, of
@@ -39,6 +40,9 @@ HOOKS: Final = {
     ),
 }
 ENDED: Final = "encounter_ended"
+BUDGET_S: Final = 0.3
+"""A hook that has waited so long when its turn comes gets the last score there is: the standard asks for an answer
+within half a second, and a new score takes some of it."""
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     code: {"model": ErrorAnswer, "description": text}
     for code, text in {
@@ -107,7 +111,8 @@ def cards(request: Request, body: Body) -> JSONResponse:
     client = state.cds.named(request.state.caller)
     seen = chart.resources(asked, client)
     now = state.now_us()
-    situation = _situation(state, asked, seen, client, now)
+    late = time.perf_counter() - request.state.arrived > BUDGET_S
+    situation = _situation(state, asked, seen, client, now, late)
     shown = None
     if _is_worth_a_card(state, asked, situation):
         scorer = None if "sepsis" in state.problems else state.scorer
@@ -122,8 +127,9 @@ def _situation(
     seen: dict[str, chart.Resource | None],
     client: ClientEntry | None,
     now: int,
+    late: bool,
 ) -> Situation:
-    """What stands about the patient of an open chart."""
+    """What stands about the patient of an open chart; where it is late, the last score rather than a new one."""
     scorer = None if "sepsis" in state.problems else state.scorer
     with state.store.read() as connection:
         found = chart.find(connection, asked, seen, client, scorer, now)
@@ -135,7 +141,10 @@ def _situation(
         if scorer is None:
             return Situation(state.problems["sepsis"], who)
         row = held(connection, state, who, now)
+        last = log.newest_prediction(connection, who, STORED) if row is None and late else None
         newest, waits = facts.newest_event_times(connection, [who]).get(who), _waits(connection, who)
+    if last is not None and last["model_id"] == scorer.bundle.model_id:
+        row = last
     if row is None:  # a score is made, and may raise an alert
         row = standing(state, who, now)
         with state.store.read() as connection:
@@ -145,7 +154,8 @@ def _situation(
     if row["status"] != SCORED:
         missing = scorer.missing(np.frombuffer(row["features"], dtype="<f4"))
         unknown = scorer.unknown(found.encounter, now)
-    return Situation(row["status"], who, row, waits, newest, missing, unknown)
+    degraded = state.notices.degraded(found.encounter["unit"] or "", now)
+    return Situation(row["status"], who, row, waits, newest, missing, unknown, degraded, row is last)
 
 
 def _waits(connection: Connection, encounter_id: str) -> bool:
@@ -181,7 +191,7 @@ def _keep(
                     "hook": asked.hook,
                     "encounter_id": situation.encounter_id,
                     "prediction_id": row.get("prediction_id"),
-                    "status": situation.status,
+                    "status": OVER_BUDGET if situation.over_budget else situation.status,
                     "indicator": indicator(situation),
                     "issued_time": now,
                 },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import uuid
@@ -131,6 +132,25 @@ def test_an_alert_that_somebody_has_acknowledged_is_a_warning(septic: Any):
     alert = septic.service.get("/v1/alerts").json()["alerts"][0]["alert_id"]
     septic.service.post("/v1/alerts/acknowledge", {"alert_id": alert})
     assert the_card(septic.open_chart())["indicator"] == "warning"
+
+
+def test_a_card_says_what_makes_its_score_doubtful(septic: Any):
+    home = septic.service.settings.var / "monitor"
+    home.mkdir(parents=True, exist_ok=True)
+    alarm = {
+        "kind": "unit_wrong",
+        "what": "Lactate: <b>mg/dL</b>.",
+        "where": "unit ICU-A",
+        "units": ["ICU-A"],
+    }
+    told = {
+        "now": septic.service.state.now_us(),
+        "alarms": [alarm | {"since": septic.service.state.now_us()}],
+    }
+    (home / "alarms.json").write_text(json.dumps(told))
+    card = the_card(septic.open_chart())
+    check_card(card)
+    assert "**Degraded.** Lactate: &lt;b&gt;mg/dL&lt;/b&gt;. (unit ICU-A, since " in card["detail"]
 
 
 def test_below_the_threshold_there_is_nothing_to_say(make_ehr: Any, patient: Any):
@@ -386,6 +406,31 @@ def test_merged_identities_lead_to_the_one_that_lives_on(septic: Any):
         people.add_merge(connection, "encounter", "gone", "enc-1", 0)
     assert the_card(septic.open_chart("gone", "old"))["indicator"] == "critical"
     assert the_card(septic.open_chart(None, "old"))["indicator"] == "critical"
+
+
+def test_a_hook_that_waited_too_long_gets_the_last_score_and_is_told_so(
+    septic: Any, patient: Any, monkeypatch: pytest.MonkeyPatch
+):
+    from serving.interop import cds_hooks
+
+    septic.service.send({"encounters": [patient("enc-2").encounter], "as_of": patient().at(6).isoformat()})
+
+    def made() -> int:
+        with septic.service.state.store.read() as connection:
+            query = "select count(*) from predictions where encounter_id = 'enc-1'"
+            return int(connection.exec_driver_sql(query).scalar())
+
+    before = made()
+    with monkeypatch.context() as patched:
+        patched.setattr(cds_hooks, "BUDGET_S", -1.0)
+        late = the_card(septic.open_chart())
+    assert "**Over budget.**" in late["detail"]
+    assert made() == before, "nothing is computed for who cannot wait"
+    with septic.service.state.store.read() as connection:
+        statuses = connection.exec_driver_sql("select status from cds_cards").scalars().all()
+    assert statuses == ["over_budget"], "and that can be counted"
+    assert "Over budget" not in the_card(septic.open_chart())["detail"]
+    assert made() == before + 1
 
 
 def test_another_patients_encounter_is_not_shown(septic: Any, patient: Any):
