@@ -281,19 +281,23 @@ class Recalibration:
         days: int,
         weight_of_prior: float = 100.0,
         prior: Recalibration | None = None,
+        caution: float = 1.0,
     ) -> Recalibration:
         """From randomised PIT values of ``days`` independent days (several forecasts a day count once).
 
         The map is read at fixed knots and pulled towards ``prior`` (default: the identity) with the weight of 100 days:
-        a season is short, and a correction learnt from chance would be worse than none.
+        a season is short, and a correction learnt from chance would be worse than none. Where it would make a statement
+        narrower, the weight is ``caution`` times as large: to promise too much is worse than to promise too little.
         """
         prior = cls() if prior is None else prior
         if len(pit) == 0:
             return prior
         knots = np.array([0.0, 0.025, *LEVELS, 0.975, 1.0])
         seen = np.quantile(pit, knots[1:-1], method="linear")
-        trust = days / (days + weight_of_prior)
-        inner = trust * seen + (1 - trust) * np.interp(knots[1:-1], prior.nominal, prior.adjusted)
+        before = np.interp(knots[1:-1], prior.nominal, prior.adjusted)
+        narrower = (seen - before) * (0.5 - knots[1:-1]) > 0
+        trust = days / (days + weight_of_prior * np.where(narrower, caution, 1.0))
+        inner = trust * seen + (1 - trust) * before
         inner = np.maximum.accumulate(np.clip(inner, 1e-4, 1 - 1e-4))
         return cls(tuple(float(k) for k in knots), (0.0, *(float(v) for v in inner), 1.0))
 

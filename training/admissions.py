@@ -32,9 +32,9 @@ from features.sources import outlook
 from features.sources import visits as visit_source
 from features.sources.synthetic import simulate
 from features.sources.visits import visit_events
-from models import metrics
+from models import metrics, parity
 from models.beds import BedModel, admission_matrix
-from models.bundle import Bundle, write_bundle
+from models.bundle import Bundle, mean_of_members, write_bundle
 from models.calibration import Calibrator, choose
 from models.profile import profile
 from models.spec import Spec
@@ -374,7 +374,7 @@ def fit(hospital: Hospital, spec: Spec, threads: int) -> Parts:
     def issued(first: pd.Timestamp, last: pd.Timestamp) -> pd.DataFrame:
         times = backtest.forecast_times(first, last, training["huddles"], hospital.timezone)
         return backtest.run(
-            visits, events, model, scorer, times, hospital.timezone, hospital.moves, hospital.covariates
+            visits, events, model, scorer, times, hospital.timezone, hospital.moves, hospital.covariates, threads
         )
 
     model = replace(model, corrections=backtest.corrections(issued(cuts[0], cuts[1])))
@@ -541,6 +541,11 @@ def _write(folder: Path, spec: Spec, hospital: Hospital, parts: Parts) -> Bundle
             "data": data,
             "calibrator": parts.admission.calibrator.to_dict(),
             "flow": rounded(parts.model.to_dict()),
+            "parity": parity.sheet(
+                parts.reference,
+                (*spec.features.names, *spec.table["model"]["calendar"]),
+                lambda matrix: mean_of_members([parts.admission.risk], matrix, 1, raw_score=True),
+            ),
         },
         card=card + figures + "\n" + evaluation_table(parts.evaluation) + "\n",
     )

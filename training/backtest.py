@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from joblib import Parallel, delayed
 
 from features.clock import micros
 from features.sources.moves import located_at, no_moves, spells
@@ -58,6 +60,9 @@ INTERVALS: Final = (0.5, 0.8, 0.9)
 RESAMPLES: Final = 400
 MISCALIBRATED: Final = 0.461
 """W² of Cramer and von Mises above which PIT values are not uniform, at the 5 % level."""
+CAUTION: Final = 4.0
+"""As many times the evidence is asked for before a statement becomes narrower: twelve weeks may have been quiet by
+chance, and the beds of a louder one would be missing."""
 LEVEL_WEIGHT_DAYS: Final = 200.0
 """Days' worth of belief that a specialty needs the correction that all of them need together."""
 
@@ -86,6 +91,7 @@ def run(
     timezone: str,
     moves: pd.DataFrame | None = None,
     covariates: pd.DataFrame | None = None,
+    threads: int = 1,
 ) -> pd.DataFrame:
     """One row for each forecast time, level, window and statement.
 
@@ -99,31 +105,75 @@ def run(
         Cleaned events with visit events.
     moves, covariates : DataFrame, optional
         :mod:`features.sources.moves`, :mod:`features.sources.outlook`.
+    threads : int
+        Processes that share the forecast times; each time has draws of its own, so that their number changes nothing.
 
     Returns
     -------
-    DataFrame with ``at, day, level, window, what, mean, outcome, baseline`` (same-weekday mean, ``needed`` only) and
-    ``forecast`` (a :class:`models.forecast.Counts`).
+    DataFrame with ``at, day, level, window, what, mean, outcome, baseline`` (same-weekday mean, ``needed`` only),
+    ``forecast`` (a :class:`models.forecast.Counts`), its randomised ``pit`` and the scores that :func:`judge` averages.
     """
-    rng = np.random.default_rng(SEED)
     moves = no_moves() if moves is None else moves
-    outcomes = Outcomes.of(visits, model.specialties, moves)
-    rows: list[dict[str, Any]] = []
-    before = None
+    issuing = _Issuing(visits, events, model, scorer, timezone, moves, covariates)
+    plan = _planned(times, timezone)
+    if threads == 1 or len(plan) < WORTH_SHARING:
+        return issuing.scored(plan)
+    edges = [len(plan) * k // threads for k in range(threads + 1)]
+    done = Parallel(n_jobs=threads)(delayed(issuing.scored)(plan[a:b]) for a, b in pairwise(edges))
+    return pd.concat(done, ignore_index=True)
+
+
+WORTH_SHARING: Final = 60
+"""Fewer forecast times are issued before another process has woken."""
+
+
+def _planned(times: Sequence[pd.Timestamp], timezone: str) -> list[tuple[pd.Timestamp, tuple[Window, ...]]]:
+    """Each forecast time with its windows; days after tomorrow only at the first time of a local day."""
+    plan, before = [], None
     for at in times:
         windows = checked_windows(at, timezone)
         today = at.tz_convert(timezone).date()
         if today == before:
             windows = tuple(w for w in windows if not w.key.startswith("day_"))
         before = today
+        plan.append((at, windows))
+    return plan
+
+
+@dataclass(frozen=True)
+class _Issuing:
+    """All visits of a hospital and its model: what a process needs to issue forecasts and to judge them."""
+
+    visits: pd.DataFrame
+    events: FlatEvents
+    model: BedModel
+    scorer: AdmissionModel
+    timezone: str
+    moves: pd.DataFrame
+    covariates: pd.DataFrame | None
+
+    def scored(self, plan: Sequence[tuple[pd.Timestamp, tuple[Window, ...]]]) -> pd.DataFrame:
+        """Every statement of some forecast times, and how it did."""
+        outcomes = Outcomes.of(self.visits, self.model.specialties, self.moves)
+        rows: list[dict[str, Any]] = []
+        for at, windows in plan:
+            # Draws of its own for each time: how many processes share them, and in which order, changes nothing.
+            rng = np.random.default_rng([SEED, at.value // 10**9])
+            cells = [c for c in self._cells(at, windows, rng) if c.level != UNKNOWN]
+            some = _judged(cells, {w.key: w for w in windows}, outcomes, at, self.timezone)
+            rows += [row | {"u": u} for row, u in zip(some, rng.random(len(some)), strict=True)]
+        return _scored(pd.DataFrame(rows))
+
+    def _cells(self, at: pd.Timestamp, windows: Sequence[Window], rng: np.random.Generator) -> list[Cell]:
+        """The forecast from what was known at its time."""
+        visits, model = self.visits, self.model
         there = visits["discharge_time"].isna() | (visits["discharge_time"] > at)
         seen = known_at(visits[there | (visits["arrival_time"] > at - HISTORY)], at)
-        seen = located_at(seen, moves, at)
-        situation = model.situation(seen, events, scorer, at, timezone, covariates=covariates)
-        cells = assemble(model, situation, model.futures(situation, windows, rng, DRAWS), windows, None)
-        cells = [c for c in cells if c.level != UNKNOWN]
-        rows += _judged(cells, {w.key: w for w in windows}, outcomes, at, timezone)
-    return pd.DataFrame(rows)
+        seen = located_at(seen, self.moves, at)
+        situation = model.situation(
+            seen, self.events, self.scorer, at, self.timezone, covariates=self.covariates
+        )
+        return assemble(model, situation, model.futures(situation, windows, rng, DRAWS), windows, None)
 
 
 @dataclass(frozen=True)
@@ -211,12 +261,11 @@ def _judged(
     return rows
 
 
-def corrections(table: pd.DataFrame, seed: int = SEED) -> dict[str, Recalibration]:
+def corrections(table: pd.DataFrame) -> dict[str, Recalibration]:
     """Conformal corrections from forecasts of calibration days: of each statement, window and level.
 
     A specialty's correction is pulled towards that of all specialties together, and both towards none.
     """
-    table = table.assign(pit=pits(table, seed))
     fitted = {}
     for (what, window), some in table.groupby(["what", "window"]):
         whole = some["level"] == HOSPITAL
@@ -231,19 +280,11 @@ def corrections(table: pd.DataFrame, seed: int = SEED) -> dict[str, Recalibratio
 def _correction(
     some: pd.DataFrame, weight: float = 100.0, prior: Recalibration | None = None
 ) -> Recalibration:
-    return Recalibration.fit(some["pit"].to_numpy("float64"), some["day"].nunique(), weight, prior)
+    return Recalibration.fit(some["pit"].to_numpy("float64"), some["day"].nunique(), weight, prior, CAUTION)
 
 
-def pits(table: pd.DataFrame, seed: int = SEED) -> Floats:
-    """Randomised PIT of each row."""
-    u = np.random.default_rng(seed).random(len(table))
-    said = zip(table["forecast"], table["outcome"], u, strict=True)
-    return np.array([randomised_pit(f, int(y), float(v)) for f, y, v in said])
-
-
-def judge(table: pd.DataFrame, seed: int = SEED) -> dict[str, Any]:
+def judge(table: pd.DataFrame) -> dict[str, Any]:
     """How good the forecasts were, by statement, window and kind of level, with intervals by resampled days."""
-    table = _scored(table, seed)
     out: dict[str, Any] = {}
     for (what, window, kind), some in table.groupby(["what", "window", "kind"], sort=False):
         out.setdefault(str(what), {}).setdefault(str(window), {})[str(kind)] = _figures(some)
@@ -267,7 +308,7 @@ def judge(table: pd.DataFrame, seed: int = SEED) -> dict[str, Any]:
     return out
 
 
-def _scored(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _scored(table: pd.DataFrame) -> pd.DataFrame:
     outcomes, needed = table["outcome"].to_numpy("int64"), (table["what"] == "needed").to_numpy()
     scores = [_score(f, int(y)) for f, y in zip(table["forecast"], outcomes, strict=True)]
     mine = pd.DataFrame(scores, columns=["crps", "pinball", "floor_kept", "covered"], index=table.index)
@@ -276,9 +317,10 @@ def _scored(table: pd.DataFrame, seed: int) -> pd.DataFrame:
         for n, m, y in zip(needed, table["baseline"], outcomes, strict=True)
     ]
     usual = pd.DataFrame(rivals, columns=["usual_crps", "usual_pinball"], index=table.index)
-    return pd.concat([table, mine, usual], axis=1).assign(
+    drawn = zip(table["forecast"], outcomes, table["u"], strict=True)
+    return pd.concat([table.drop(columns="u"), mine, usual], axis=1).assign(
         kind=np.where(table["level"] == HOSPITAL, HOSPITAL, SPECIALTY),
-        pit=pits(table, seed),
+        pit=[randomised_pit(f, int(y), float(u)) for f, y, u in drawn],
         error=np.abs(table["mean"] - outcomes),
         usual_error=np.where(needed, np.abs(table["baseline"] - outcomes), np.nan),
     )

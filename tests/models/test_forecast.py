@@ -201,6 +201,20 @@ def test_a_few_days_hardly_move_a_level():
     assert Recalibration.fit(np.zeros(0), 0) == Recalibration()
 
 
+def test_a_cautious_correction_widens_sooner_than_it_narrows():
+    inner, outer = (
+        np.linspace(0.1, 0.9, 801),
+        np.concatenate([np.linspace(0, 0.1, 400), np.linspace(0.9, 1, 400)]),
+    )
+    careful = {"days": 100, "weight_of_prior": 100.0, "caution": 3.0}
+    # By hand: 5 % of the inner ones lie below 0.14, and 100 days of 400 say so: 0.75 * 0.05 + 0.25 * 0.14.
+    assert Recalibration.fit(inner, **careful).level(0.05) == pytest.approx(0.0725, abs=1e-4)
+    assert Recalibration.fit(inner, **careful).level(0.95) == pytest.approx(0.9275, abs=1e-4)
+    assert Recalibration.fit(inner, days=100).level(0.05) == pytest.approx(0.095, abs=1e-4)
+    # Wider at once: 5 % of the outer ones lie below 0.01, and 100 days of 200 say so.
+    assert Recalibration.fit(outer, **careful).level(0.05) == pytest.approx(0.03, abs=1e-3)
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(1, 300))
 def test_corrected_forecasts_stay_distributions(pit: list[float], days: int):
     correction = Recalibration.fit(np.array(pit), days)

@@ -21,6 +21,7 @@ from models.bundle import Bundle
 from models.spec import Spec
 from training import admissions, backtest, baselines
 from training.flows import fit_moves, fit_rate, fit_stays, fit_time_to, name_specialties, specialty_codes
+from training.gates import Gates
 
 START = datetime(2025, 3, 3, tzinfo=UTC)
 SMALL = {
@@ -66,6 +67,12 @@ def test_training_writes_a_bundle_that_forecasts(trained: admissions.TrainResult
     assert "simulated hospital" in bundle.card
     text = json.dumps([bundle.parts[k] for k in sorted(bundle.parts)])
     assert not any(mark in text for mark in ("V0000", "P0000")), "no identity of anyone in a bundle"
+
+
+def test_a_trained_bundle_keeps_what_the_gates_ask_of_its_scores(trained: admissions.TrainResult):
+    judged = {g.name: g for g in Gates.load("admissions").judge(Bundle.load(trained.folder))}
+    assert judged["reference rows score as when it was made"].passed
+    assert all(g.found != "not measured" for g in judged.values())
 
 
 def test_the_three_parts_follow_one_another(trained: admissions.TrainResult):
@@ -295,6 +302,19 @@ def test_intervals_keep_their_promise_on_a_hospital_never_seen(repo: Path):
         assert 0.80 < whole <= 0.98, what
     assert judged["needed"]["next_8h"]["hospital"]["crps_skill"] > 0.15
     assert judged["needed"]["tomorrow"]["hospital"]["crps_skill"] > 0
+
+
+def test_processes_that_share_a_backtest_say_the_same_as_one(repo: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backtest, "WORTH_SHARING", 1)
+    hospital = simulate(20, 3, START, ed_per_day=40, observe=())
+    bundle = Bundle.load(repo / "models" / "admissions" / "released")
+    events = bundle.spec.features.flatten(visit_events(hospital.visits))
+    first = pd.Timestamp(START) + pd.Timedelta(days=9)
+    times = backtest.forecast_times(first, first + pd.Timedelta(days=10), ["08:00", "20:00"], "UTC")
+    asked = (hospital.visits, events, BedModel.of(bundle), bundle, times, "UTC")
+    alone, shared = backtest.run(*asked), backtest.run(*asked, threads=2)
+    pd.testing.assert_frame_equal(alone.drop(columns="forecast"), shared.drop(columns="forecast"))
+    assert alone.groupby("at")["window"].nunique().tolist()[:2] == [13, 7]
 
 
 def test_visits_without_a_specialty_neither_stop_nor_bend_the_backtest(repo: Path):
