@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from features import archive
@@ -94,6 +95,72 @@ def test_clif_without_cultures_is_refused_and_by_antibiotics_trains(
     made = sepsis.train("meds", place, label="sepsis3", spec=spec, output=output, register=False).bundle
     assert made.parts["data"]["classes"]["ward"] > made.parts["data"]["classes"]["icu"] > 0
     assert "suspicion by antibiotic alone" in made.card
+
+
+def as_another_house_writes_meds(archived: Path, folder: Path) -> Path:
+    """An archive's events as MEDS of no house in particular: no table of encounters, admissions and births as rows."""
+    events, stays = (
+        pd.concat(pd.read_parquet(f) for f in sorted((archived / part).glob("*.parquet")))
+        for part in ("data", "encounters")
+    )
+    mine = stays["encounter_id"]
+    stays["subject_id"] = (
+        events.drop_duplicates("encounter_id").set_index("encounter_id")["subject_id"].loc[mine].array
+    )
+    admitted = stays["hospital_admission_time"]
+    born = admitted - pd.to_timedelta(stays["age_years"] * 365.25, unit="D")
+    told = [
+        (born, "MEDS_BIRTH"),
+        (born, "GENDER//" + stays["sex"].str[0].str.upper()),
+        (admitted, "HOSPITAL_ADMISSION//EMERGENCY"),
+        (stays["icu_admission_time"], "ICU_ADMISSION//MICU"),
+        (events.groupby("encounter_id")["time"].max().loc[mine].array, "HOSPITAL_DISCHARGE//HOME"),
+    ]
+    known = [
+        "subject_id",
+        "time",
+        "available_time",
+        "code",
+        "encounter_id",
+        "numeric_value",
+        "text_value",
+        "unit",
+        "concept",
+    ]
+    rows = events.loc[~events["code"].str.startswith("WARDCAST//"), known]
+    table = pd.concat(
+        [rows, *(stays[["subject_id", "encounter_id"]].assign(time=t, code=c) for t, c in told)]
+    )
+    (folder / "data").mkdir(parents=True)
+    table.sort_values(["subject_id", "time"], kind="stable").to_parquet(
+        folder / "data" / "0.parquet", index=False
+    )
+    return folder
+
+
+@pytest.mark.data
+def test_meds_of_another_house_trains_on_the_same_persons(
+    mimic_archive: Path, repo: Path, quiet: None, tmp_path: Path
+) -> None:
+    """The archive itself gives 67 persons, 14 of them septic; without moves, hours after leaving the ward count too."""
+    house = as_another_house_writes_meds(mimic_archive, tmp_path / "meds")
+    made = sepsis.train("meds", house, label="sepsis3", spec=spec_with(repo, tmp_path), register=False).bundle
+    data = made.parts["data"]
+    assert data["persons"] == 67
+    assert 14 <= data["septic_persons"] <= 16
+    assert data["source"] == "meds"
+    assert set(data["classes"]) == {"icu"}, "it says nothing of wards"
+
+
+@pytest.mark.data
+def test_tinyehr_has_no_bedside_and_is_refused_with_numbers(
+    data_dir: Path, repo: Path, quiet: None, tmp_path: Path
+) -> None:
+    place = datasets.convert(
+        "mimic4", data_dir / "tinyehr" / "tinyehr_mimic_format", tmp_path / "archive"
+    ).folder
+    with pytest.raises(DataError, match="0 persons have hours before an onset that can be scored"):
+        sepsis.train("meds", place, label="sepsis3", spec=spec_with(repo, tmp_path), register=False)
 
 
 def test_too_few_septic_persons_are_refused_with_numbers(repo: Path, quiet: None, tmp_path: Path) -> None:
