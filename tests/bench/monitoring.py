@@ -173,8 +173,8 @@ def frozen(name: str, site: str, patients: int | None = None) -> Break:
     """The last value again and again under new times: of everybody, or of so many patients with the most to come."""
 
     def apply(events: Events, late: np.ndarray, rng: np.random.Generator) -> Events:
+        begins = events["when"].to_numpy()[late].min() if late.any() else np.inf
         events = events.sort_values("when", kind="stable")
-        begins = events["when"].to_numpy()[late].min() if late.any() else 0
         here = ((events["code"] == _code(name)) & (events["site"] == site)).to_numpy()
         after = here & (events["when"] >= begins).to_numpy()
         if patients is not None:
@@ -321,7 +321,7 @@ def faults(alert: float) -> list[Fault]:
         Fault("dated one hour behind at B", ("clock_shifted",), "", "B", dated(-1, "B")),
         Fault("dated five hours behind at A", ("clock_shifted",), "", "A", dated(-5, "A")),
         Fault("heart rate three times at B", ("feed_flood",), "heart_rate", "B", repeated(3, "B", [_code("HR")])),
-        Fault("laboratory twice at A", ("feed_flood",), "creatinine", "A", repeated(2, "A", LABS)),
+        Fault("laboratory twice at A", ("feed_flood",), "", "A", repeated(2, "A", LABS)),
         Fault("patients 25 years younger", ("drift", "drift_general"), "age_years", events=aged(-25)),
         Fault("only men", ("drift", "drift_general"), "male", events=one_sex),
         Fault("column gone", ("column_absent",), "map",
