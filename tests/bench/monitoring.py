@@ -179,8 +179,8 @@ def frozen(name: str, site: str, patients: int | None = None) -> Break:
         after = here & (events["when"] >= begins).to_numpy()
         if patients is not None:
             most = events.loc[after, "encounter_id"].value_counts().index[:patients]
-            here &= events["encounter_id"].isin(most).to_numpy()
-            after &= here
+            here = here & events["encounter_id"].isin(most).to_numpy()
+            after = after & here
         value = events["numeric_value"].astype(np.float64)
         who, mine = events["encounter_id"][here], value[here]
         stands = mine.where(~after[here]).groupby(who).ffill().fillna(mine.groupby(who).transform("first"))
