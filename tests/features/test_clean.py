@@ -17,6 +17,7 @@ from features.clean import (
     REASONS,
     REMEDIES,
     clean,
+    clean_numbers,
     clean_one,
     contradictions,
     fill_available_time,
@@ -462,3 +463,30 @@ def test_one_event_on_its_own_road_is_cleaned_as_in_a_table(tell: Tell, rows: li
             )
         else:
             assert found[2] == account.set_aside["reason"][0]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [("LOINC//8310-5", "[degF]"), ("LOINC//8310-5", ""), ("LOINC//2524-7", "mg/dL"),
+                 ("LOINC//2524-7", "xyz"), (" WARDCAST//heart_rate ", ""), ("WARDCAST//nonsense", ""),
+                 ("LOINC//19994-3", "%"), ("X//1", "")]
+            ),
+            st.one_of(st.floats(allow_nan=True), st.floats(-5, 400), st.sampled_from([0.0, -1.0, 999.0, 98.6, 21.0])),
+        ),
+        max_size=30,
+    )
+)  # fmt: skip
+def test_many_numbers_are_cleaned_as_one(said: list[tuple[tuple[str, str], float]]) -> None:
+    kinds = list(dict.fromkeys(kind for kind, _ in said))
+    place = np.array([kinds.index(kind) for kind, _ in said], dtype=np.int64)
+    raw = np.array([value for _, value in said], dtype=np.float64)
+    concept, value, plain = clean_numbers(kinds, place, raw)
+    for k, ((code, unit), number) in enumerate(said):
+        alone = clean_one(code, unit, None if np.isnan(number) else number, None)
+        assert concept[k] == alone[0]
+        if plain[k]:
+            assert (value[k], None) == alone[1:], "the same bits, and nothing wrong"
+        else:
+            assert alone[2] is not None, "what is not plain has something wrong"
