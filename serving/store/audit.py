@@ -17,8 +17,12 @@ LINKED = ("seq", "time", "actor", "role", "action", "outcome", "encounters", "re
 
 
 # Written with every answer, so built once.
-_STEP = update(audit_head).where(audit_head.c.id == 1).values(seq=audit_head.c.seq + 1)
-_HEAD = select(audit_head.c.seq, audit_head.c.hash)
+_STEP = (
+    update(audit_head)
+    .where(audit_head.c.id == 1)
+    .values(seq=audit_head.c.seq + 1)
+    .returning(audit_head.c.seq, audit_head.c.hash)
+)
 _ADD = insert(audit)
 _LINK = update(audit_head).where(audit_head.c.id == 1).values(hash=bindparam("newest"))
 
@@ -37,8 +41,7 @@ class Act:
 
 def record(connection: Connection, act: Act, now: int) -> None:
     """Append to the chain. In the same transaction as the deed: no record, no answer."""
-    connection.execute(_STEP)
-    seq, previous = connection.execute(_HEAD).one()
+    seq, previous = connection.execute(_STEP).one()
     row: dict[str, Any] = {
         "seq": seq,
         "time": now,
