@@ -1,8 +1,10 @@
 """HL7 v2 over MLLP: messages a second and time to the answer, each message synchronised to disk before it is answered.
 
 ORU^R01 of 8 OBX, 50 connections that each wait for their answer, loopback, sender and listener on the same machine.
-Beside it the disk's own rate: one synchronised write after the other, which a listener that writes message by message
-could not exceed. ``--all`` runs for a minute, kills the listener 200 times, and drains a backlog of 330,000 messages.
+Beside it the disk's own rate, one synchronised write after the other, which a listener that writes message by message
+could not exceed; and python-hl7's own server (``pip install hl7``) that keeps each message in the same log. ``--all``
+floods for a minute and kills the listener 200 times. WARDCAST_BENCH_PART runs one part of ``flood``, ``whole``,
+``backlog`` (330,000 messages with ``--all``, given up after nine minutes) and ``kills``, so that none is long.
 """
 
 from __future__ import annotations
@@ -29,9 +31,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 ALL = os.environ.get("WARDCAST_BENCH") == "all"
 CONNECTIONS = 50
+PARTS = tuple(filter(None, os.environ.get("WARDCAST_BENCH_PART", "").split(","))) or (
+    "flood", "whole", "backlog", "kills",
+)  # fmt: skip
 SECONDS = 60.0 if ALL else 10.0
 KILLS = 200 if ALL else 20
-BACKLOG = 330_000 if ALL else 6_000
+BACKLOG = int(os.environ.get("WARDCAST_BENCH_BACKLOG", "330000" if ALL else "6000"))
+LONGEST_S = 540.0
 """What queues up while an interface is away for four hours at 1,000 beds."""
 BEDS = 1_000
 PACE = 120
@@ -56,19 +62,19 @@ async def main():
 asyncio.run(main())
 """
 PYTHON_HL7 = """
-import asyncio, sqlite3, sys
+import asyncio, sys, time
 from hl7.mllp import start_hl7_server
+from serving.ingest import acks
+from serving.store.messages import MessageLog
 
 async def main():
-    db = sqlite3.connect(sys.argv[1], isolation_level=None)
-    db.execute("pragma journal_mode=wal")
-    db.execute("pragma synchronous=full")
-    db.execute("create table messages (body text)")
+    log = MessageLog.open(f"sqlite:///{sys.argv[1]}", "ab" * 32)
     async def serve(reader, writer):
         try:
             while not writer.is_closing():
                 message = await reader.readmessage()
-                db.execute("insert into messages values (?)", (str(message),))
+                arrival = acks.read(str(message).encode()).arrival
+                log.add([arrival], time.time_ns() // 1000)
                 writer.writemessage(message.create_ack())
                 await writer.drain()
         except asyncio.IncompleteReadError:
@@ -163,36 +169,31 @@ def syncs(folder: Path, seconds: float = 2.0) -> float:
 
 
 def bench() -> Iterator[dict[str, Any]]:
-    """Rates and latencies, then the killing."""
-    with tempfile.TemporaryDirectory(dir=os.environ.get("WARDCAST_VAR")) as name:
-        folder = Path(name)
-        alone = syncs(folder)
-        yield {"name": "fsync_rate", "value": alone, "unit": "1/s"}
-        theirs = _python_hl7(folder)
-        with listener(ALONE, folder, "log.db") as (port, _):
-            rate, times = flood(port, SECONDS)
-        yield {"name": "mllp_messages", "value": rate, "unit": "1/s", "goal": ">= 1000"}
-        yield {"name": "mllp_messages_a_sync", "value": rate / alone, "unit": "1"}
-        yield {"name": "mllp_ack_p50", "value": float(np.quantile(times, 0.5)) * 1e3, "unit": "ms"}
-        yield {
-            "name": "mllp_ack_p99", "value": float(np.quantile(times, 0.99)) * 1e3, "unit": "ms", "goal": "<= 100",
-        }  # fmt: skip
-        if theirs is None:
-            yield {
-                "name": "python_hl7_messages",
-                "value": None,
-                "unit": "1/s",
-                "reason": "hl7 is not installed",
-            }
-        else:
-            yield {"name": "python_hl7_messages", "value": theirs, "unit": "1/s"}
-        yield from _whole(folder)
-        yield from _drained(folder)
-        yield from _killed(folder)
+    """Rates and latencies, then the killing; what was written goes with the folder."""
+    parts = {"flood": _flooded, "whole": _whole, "backlog": _drained, "kills": _killed}
+    for part in PARTS:
+        with tempfile.TemporaryDirectory(dir=os.environ.get("WARDCAST_VAR")) as name:
+            yield from parts[part](Path(name))
+
+
+def _flooded(folder: Path) -> Iterator[dict[str, Any]]:
+    """The listener alone: what it takes, beside the disk and python-hl7's server."""
+    alone = syncs(folder)
+    yield {"name": "fsync_rate", "value": alone, "unit": "1/s"}
+    theirs = _python_hl7(folder)
+    with listener(ALONE, folder, "log.db") as (port, _):
+        rate, times = flood(port, SECONDS)
+    yield {"name": "mllp_messages", "value": rate, "unit": "1/s", "goal": ">= 1000"}
+    yield {"name": "mllp_messages_a_sync", "value": rate / alone, "unit": "1"}
+    yield {"name": "mllp_ack_p50", "value": float(np.quantile(times, 0.5)) * 1e3, "unit": "ms"}
+    p99 = float(np.quantile(times, 0.99)) * 1e3
+    yield {"name": "mllp_ack_p99", "value": p99, "unit": "ms", "goal": "<= 100"}
+    missing = {} if theirs is not None else {"reason": "hl7 is not installed"}
+    yield {"name": "python_hl7_messages", "value": theirs, "unit": "1/s"} | missing
 
 
 def _python_hl7(folder: Path) -> float | None:
-    """The same messages to python-hl7's own server, which stores them in SQLite."""
+    """The same messages to python-hl7's own server, which keeps them in the same log."""
     if importlib.util.find_spec("hl7") is None:
         return None
     with listener(PYTHON_HL7, folder, "theirs.db") as (port, _):
@@ -310,6 +311,7 @@ def _drained(folder: Path) -> Iterator[dict[str, Any]]:
     from serving.ingest import acks
     from serving.settings import Settings
     from serving.state import Wardcast
+    from serving.store import messages
     from serving.store.messages import MessageLog
 
     settings = Settings.from_env({"WARDCAST_VAR": str(folder / "backlog")})
@@ -323,23 +325,31 @@ def _drained(folder: Path) -> Iterator[dict[str, Any]]:
         ]
         log.add([acks.read(body.strip(b"\x0b\x1c\r")).arrival for body in sent], first + 1)
     begun, busy = time.perf_counter(), time.process_time()
-    Applier(state, log).drain()
+    applier = Applier(state, log)
+    while time.perf_counter() - begun < LONGEST_S and applier.step():
+        pass
     took, busy = time.perf_counter() - begun, time.process_time() - busy
+    with state.store.read() as connection:
+        done = messages.applied_up_to(connection)
+    over = took < LONGEST_S
     log.close()
     state.store.close()
-    yield {"name": f"backlog_of_{BACKLOG}_s", "value": took, "unit": "s"} | (
+    yield {"name": f"backlog_of_{BACKLOG}_s", "value": took if over else None, "unit": "s"} | (
         {"goal": "<= 480"} if BACKLOG == 330_000 else {}
-    )
-    yield {"name": "backlog_messages", "value": BACKLOG / took, "unit": "1/s", "goal": ">= 687"}
-    yield {"name": "backlog_messages_a_cpu_second", "value": BACKLOG / busy, "unit": "1/s"}
+    ) | ({} if over else {"reason": f"given up after {LONGEST_S:.0f} s with {done} read"})  # fmt: skip
+    yield {"name": "backlog_messages", "value": done / took, "unit": "1/s", "goal": ">= 687"}
+    yield {"name": "backlog_messages_a_cpu_second", "value": done / busy, "unit": "1/s"}
 
 
 def _killed(folder: Path) -> Iterator[dict[str, Any]]:
     """Kill the listener at random moments; what was acknowledged must be there, once."""
     from serving.store.messages import MessageLog
 
-    rng, taken = random.Random(7), []
+    rng, taken, killed, begun = random.Random(7), list[int](), 0, time.perf_counter()
     for k in range(KILLS):
+        if time.perf_counter() - begun > LONGEST_S:
+            break
+        killed += 1
         with listener(ALONE, folder, "killed.db") as (port, process):
             timer = threading.Timer(rng.uniform(0.02, 0.3), process.kill)
             timer.start()
@@ -349,7 +359,7 @@ def _killed(folder: Path) -> Iterator[dict[str, Any]]:
     kept = [m.body for m in log.pending(0, 10_000_000)]
     log.close()
     lost = {oru(str(n), 1, STAY).strip(b"\x0b\x1c\r") for n in taken} - {body.strip(b"\r") for body in kept}
-    yield {"name": f"lost_in_{KILLS}_kills_of_{len(taken)}", "value": len(lost), "unit": "1", "goal": "<= 0"}
+    yield {"name": f"lost_in_{killed}_kills_of_{len(taken)}", "value": len(lost), "unit": "1", "goal": "<= 0"}
     yield {"name": "doubled_in_kills", "value": len(kept) - len(set(kept)), "unit": "1", "goal": "<= 0"}
 
 

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import operator
 import os
+import signal
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -90,4 +91,5 @@ if __name__ == "__main__":
     sys.path[0] = str(HERE.parents[1])
     for switch in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "BENTOML_DO_NOT_TRACK"):
         os.environ.setdefault(switch, "true")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is told to stop takes its folders with it
     sys.exit(main(sys.argv[1:]))
