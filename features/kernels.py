@@ -103,6 +103,15 @@ def spread(keys: Codes, n_keys: int, order: Ints) -> Ints:
 
 
 @compiled
+def looked_up(codes: Codes, place: Codes) -> Codes:
+    """What each code stands for; code -1 for the last place."""
+    found = np.empty(codes.size, np.int32)
+    for i in range(codes.size):
+        found[i] = place[codes[i]]
+    return found
+
+
+@compiled
 def count(
     encounter: Codes, concept: Codes, known: Codes, n_concepts: int, value: Floats, counts: Ints
 ) -> int:

@@ -29,7 +29,8 @@ from features.clock import UTC_US, parse_lookback
 from features.concepts import loader
 from features.errors import DataError, SpecError
 from features.featureset import FeatureSet
-from features.windows import Columns, FlatEvents, arrow_columns, flatten
+from features.files import arrow_columns
+from features.windows import Columns, FlatEvents, flatten
 
 GROUP_ROWS: Final = 8_192
 """Predictions built and written at once: 13 MB of a set of 400 features."""

@@ -15,14 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from features import kernels
 from features.clock import STAY_US, UTC_US, parse_lookback
@@ -64,7 +61,6 @@ _RANK: Final = {"preliminary": 0, "final": 1, "corrected": 2, "deleted": 3}
 _NEVER: Final = np.iinfo(np.int64).max
 _SUFFIX: Final = re.compile(r"(?P<statistic>[a-z_]+?)(?:_(?P<lookback>\d+(?:d|h|min|s|us)))?")
 
-_TEXT: Final = ["encounter_id", "concept", "status"]
 _WORTH_A_THREAD: Final = 100_000
 _ONE: Final = pd.Index([""])
 _FINAL: Final = pd.Index(["final"])
@@ -178,7 +174,7 @@ class Columns:
         return int(self.time.size)
 
 
-def flatten(events: pd.DataFrame | Columns, concepts: Sequence[str]) -> FlatEvents:
+def flatten(events: pd.DataFrame | Columns, concepts: Sequence[str], threads: int = 1) -> FlatEvents:
     """Sort the events of some concepts into flat arrays, ready for any number of prediction times.
 
     Parameters
@@ -189,6 +185,8 @@ def flatten(events: pd.DataFrame | Columns, concepts: Sequence[str]) -> FlatEven
         order; only reports of one fact that became available at the same instant are told apart by it, the last wins.
     concepts : sequence of str
         The concepts to keep.
+    threads : int
+        Large tables are shared out among so many; the result is the same.
 
     Raises
     ------
@@ -197,18 +195,18 @@ def flatten(events: pd.DataFrame | Columns, concepts: Sequence[str]) -> FlatEven
     """
     facts = events if isinstance(events, Columns) else _columns(events)
     names = tuple(dict.fromkeys(concepts))
-    return _flatten(facts, _lookup(facts.concepts, names), names)
+    return _flatten(facts, _lookup(facts.concepts, names), names, threads)
 
 
 def _columns(events: pd.DataFrame) -> Columns:
-    _check(events.columns)
+    check_columns(events.columns)
     return Columns(
-        *_present(*_codes(events["encounter_id"])),
-        *_codes(events["concept"]),
+        *present(*codes_of(events["encounter_id"])),
+        *codes_of(events["concept"]),
         _micros(events, "time"),
         _micros(events, "available_time"),
         _numbers(events["numeric_value"]),
-        *_codes(events["status"]),
+        *codes_of(events["status"]),
         # As text: the categories of a column read from a file stand in the order in which they came.
         lambda rows: events["source_id"].take(rows).astype("str"),
     )
@@ -242,7 +240,7 @@ def flatten_arrays(
     are final.
     """
     labels, known = _themselves(concepts)
-    said, statuses = (np.zeros(concept.size, np.int32), _FINAL) if status is None else _codes(status)
+    said, statuses = (np.zeros(concept.size, np.int32), _FINAL) if status is None else codes_of(status)
     facts = Columns(
         encounter,
         encounter_ids,
@@ -263,75 +261,6 @@ def _themselves(names: tuple[str, ...]) -> tuple[pd.Index, Codes]:
     """Labels that are the concepts asked for, and which is which."""
     labels = pd.Index(names)
     return labels, _lookup(labels, names)
-
-
-def read_flat(path: Path, concepts: Sequence[str], threads: int = 1) -> FlatEvents:
-    """The same as :func:`flatten` of a Parquet file of cleaned canonical events, without a table in between.
-
-    Identities at the source are read only where they decide something: ties, and corrections. With more than one
-    thread Arrow decodes columns side by side.
-
-    Raises
-    ------
-    DataError
-        As for :func:`flatten`, or the file is no Parquet.
-    """
-    try:
-        table = _read_columns(path, threads)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path.name} cannot be read as Parquet. Give a complete Parquet file.") from error
-    names = tuple(dict.fromkeys(concepts))
-    facts = arrow_columns(table, lambda: pq.read_table(path, columns=["source_id"])["source_id"], threads)
-    flat = _flatten(facts, _lookup(facts.concepts, names), names, threads)
-    del table, facts
-    pa.default_memory_pool().release_unused()  # else the pages of what was read would lie beside the matrix
-    return flat
-
-
-def _read_columns(path: Path, threads: int) -> pa.Table:
-    """The columns that windows read, without the second clock where it is the first over again."""
-    with pq.ParquetFile(path, memory_map=True) as file:
-        _check(file.schema_arrow.names)
-        late = not _stored_alike(path, file, "time", "available_time")
-    columns = [*_TEXT, "time", *(["available_time"] if late else []), "numeric_value"]
-    with pq.ParquetFile(path, memory_map=True, read_dictionary=_TEXT) as file:
-        return file.read(columns, use_threads=threads > 1)
-
-
-def arrow_columns(table: pa.Table, sources: Callable[[], pa.ChunkedArray], threads: int = 1) -> Columns:
-    """What windows read of an Arrow table of cleaned canonical events.
-
-    Parameters
-    ----------
-    table : Table
-        Without ``available_time``, events were available when they happened. Columns ``encounter_id``, ``concept`` and
-        ``status`` are cheapest as dictionaries.
-    sources : callable
-        Reads the column ``source_id``; called where ties or corrections make it matter.
-    threads : int
-        Columns are shared out among so many.
-
-    Raises
-    ------
-    DataError
-        A column is of the wrong type, or a time is empty.
-    """
-    words: list[tuple[Codes, pd.Index]] = [(np.empty(0, np.int32), _ONE)] * len(_TEXT)
-
-    def work(k: int) -> None:
-        words[k] = _arrow_codes(table[_TEXT[k]])
-
-    _each(work, len(_TEXT), threads)
-    time = _arrow_micros(table, "time")
-    return Columns(
-        *_present(*words[0]),
-        *words[1],
-        time,
-        _arrow_micros(table, "available_time") if "available_time" in table.column_names else time,
-        _arrow_numbers(table["numeric_value"]),
-        *words[2],
-        lambda rows: sources().take(pa.array(rows)).to_pandas().astype("str"),
-    )
 
 
 def _flatten(facts: Columns, known: Codes, names: tuple[str, ...], threads: int = 1) -> FlatEvents:
@@ -358,7 +287,7 @@ def _laid_out(facts: Columns, known: Codes, names: tuple[str, ...], threads: int
         codes = (facts.encounter[s], facts.concept[s], known, len(names))
         infinite[k] = kernels.count(*codes, facts.value[s], counts[k])
 
-    _each(count, parts, parts)
+    each(count, parts, parts)
     _finite(int(infinite.sum()), size)
     start = np.zeros(counts.shape[1] + 1, np.int64)
     np.cumsum(counts.sum(axis=0), out=start[1:])
@@ -372,7 +301,7 @@ def _laid_out(facts: Columns, known: Codes, names: tuple[str, ...], threads: int
         told = (facts.time[s], facts.available[s], facts.value[s])
         kernels.lay_out(*codes, *told, place[k], time, available, value)
 
-    _each(put, parts, parts)
+    each(put, parts, parts)
     return FlatEvents(facts.ids, names, start, time, available, value, np.empty(0, np.int64))
 
 
@@ -385,7 +314,7 @@ def _rises(flat: FlatEvents, threads: int) -> bool:
         start = flat.start[k * groups // parts : (k + 1) * groups // parts + 1]
         found[k] = kernels.rises(start, flat.time, flat.available)
 
-    _each(look, parts, parts)
+    each(look, parts, parts)
     return bool(found.all())
 
 
@@ -400,7 +329,8 @@ def _finite(infinite: int, events: int) -> None:
         )
 
 
-def _each(work: Callable[[int], None], parts: int, threads: int) -> None:
+def each(work: Callable[[int], None], parts: int, threads: int) -> None:
+    """Do so many parts of some work, on this thread or on several."""
     if threads <= 1:
         for k in range(parts):
             work(k)
@@ -486,6 +416,7 @@ def fill(
     out: npt.NDArray[np.float32],
     extra: npt.NDArray[np.float32] | None = None,
     finish: Callable[[Ints], None] | None = None,
+    into: Ints | None = None,
 ) -> None:
     """The same on bare arrays, for callers that ask often or want more done on finished rows.
 
@@ -494,22 +425,25 @@ def fill(
     encounter, time : int64 arrays of shape (n,)
         Positions in ``flat.encounter_ids`` (-1: no events) and prediction times in microseconds, in any order.
     plan : what :func:`plan` made of the windows and ``flat.concepts``
-    out, extra : float32 arrays with n rows
+    out, extra : float32 arrays with a row for each prediction
         The plan's last columns go to ``extra``, as many as it has, the others to ``out``.
     finish : callable, optional
         Told which rows are done, from the thread that did them.
+    into : int64 array of shape (n,), optional
+        The row of ``out`` and ``extra`` that each prediction goes to; without, they are in its order.
     """
     step = _step(resample)
-    order = _row_order(encounter, time)
+    order = row_order(encounter, time)
     facts = kernels.Facts(
         flat.start, len(flat.concepts), flat.time, flat.available, flat.superseded, flat.value
     )
-    more = np.empty((time.size, 0), np.float32) if extra is None else extra
+    more = np.empty((len(out), 0), np.float32) if extra is None else extra
 
     def work(part: Ints) -> None:
-        kernels.fill(encounter[part], time[part], part, facts, plan, step, out, more)
+        goes = part if into is None else into[part]
+        kernels.fill(encounter[part], time[part], goes, facts, plan, step, out, more)
         if finish is not None:
-            finish(part)
+            finish(goes)
 
     if threads <= 1 or order.size < _WORTH_A_THREAD // 10:
         work(order)
@@ -525,7 +459,8 @@ def _step(resample: timedelta | None) -> int:
     return step
 
 
-def _check(found: Iterable[str]) -> None:
+def check_columns(found: Iterable[str]) -> None:
+    """Refuse a table of events that lacks a column that windows read."""
     columns = ("encounter_id", "concept", "time", "available_time", "numeric_value", "status", "source_id")
     missing = [c for c in columns if c not in set(found)]
     if missing:
@@ -547,7 +482,7 @@ def _micros(table: pd.DataFrame, column: str) -> Ints:
     return micros
 
 
-def _codes(series: pd.Series) -> tuple[Codes, pd.Index]:
+def codes_of(series: pd.Series) -> tuple[Codes, pd.Index]:
     """Integer codes (-1 = empty) and the strings they stand for; cheap when the column is a categorical already."""
     if isinstance(series.dtype, pd.CategoricalDtype):
         return series.cat.codes.to_numpy().astype(np.int32), series.cat.categories
@@ -555,7 +490,7 @@ def _codes(series: pd.Series) -> tuple[Codes, pd.Index]:
     return np.asarray(codes, dtype=np.int32), pd.Index(uniques)
 
 
-def _present(codes: Codes, labels: pd.Index) -> tuple[Codes, pd.Index]:
+def present(codes: Codes, labels: pd.Index) -> tuple[Codes, pd.Index]:
     """The same without labels that no row has, when most are such: a slice keeps the categories of its cohort."""
     if len(labels) <= codes.size + 16:
         return codes, labels
@@ -564,63 +499,14 @@ def _present(codes: Codes, labels: pd.Index) -> tuple[Codes, pd.Index]:
     return (place - lost).astype(np.int32), labels[used[lost:]]
 
 
-def _stored_alike(path: Path, file: pq.ParquetFile, one: str, other: str) -> bool:
-    """Whether two columns are the same bytes on disk, so that only one need be read: where both clocks agree, they are.
-
-    Same bytes, type and encoding mean same values; the reverse need not hold, and then both are read.
-    """
-    kind = file.schema_arrow
-    if kind.field(one).type != kind.field(other).type:
-        return False
-    meta, names = file.metadata, [file.schema.column(k).path for k in range(file.metadata.num_columns)]
-    with pa.memory_map(str(path)) as stored:
-        whole = stored.read_buffer()
-        for g in range(meta.num_row_groups):
-            a, b = (meta.row_group(g).column(names.index(name)) for name in (one, other))
-            if (a.compression, a.encodings) != (b.compression, b.encodings):
-                return False
-            if not _chunk(whole, a).equals(_chunk(whole, b)):
-                return False
-    return True
-
-
-def _chunk(stored: pa.Buffer, column: pq.ColumnChunkMetaData) -> pa.Buffer:
-    first = column.dictionary_page_offset or column.data_page_offset
-    return stored.slice(first, column.total_compressed_size)
-
-
-def _arrow_codes(column: pa.ChunkedArray) -> tuple[Codes, pd.Index]:
-    """As :func:`_codes`, from Arrow."""
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    whole = column.unify_dictionaries().combine_chunks()
-    codes = whole.indices.fill_null(-1).to_numpy().astype(np.int32, copy=False)
-    return codes, pd.Index(whole.dictionary.to_pandas())
-
-
-def _arrow_micros(table: pa.Table, name: str) -> Ints:
-    column = table[name]
-    if not pa.types.is_timestamp(column.type) or column.type.unit != "us":
-        raise DataError(f"Column {name!r} is {column.type}, expected timestamp[us] in UTC.")
-    if column.null_count:
-        raise DataError(f"{column.null_count:,} of {len(column):,} rows have no {name}. Every row needs one.")
-    return np.asarray(column.combine_chunks().cast(pa.int64()).to_numpy(), dtype=np.int64)
-
-
-def _arrow_numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    numeric = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
-    if not numeric and column.null_count < len(column):
-        raise _no_number(column.type)
-    return np.asarray(column.to_numpy(), dtype=np.float64)
-
-
 def _numbers(column: pd.Series) -> npt.NDArray[np.float64]:
     if not pd.api.types.is_any_real_numeric_dtype(column.dtype) and bool(column.notna().any()):
-        raise _no_number(column.dtype)
+        raise no_number(column.dtype)
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _no_number(found: object) -> DataError:
+def no_number(found: object) -> DataError:
+    """What to say of values of this type."""
     return DataError(f"Column 'numeric_value' is {found}, expected numbers. Run features.clean first.")
 
 
@@ -638,15 +524,20 @@ def rows(prediction_times: pd.DataFrame, ids: pd.Index) -> tuple[Ints, Ints]:
     DataError
         A column is missing or mistyped, or a time is empty.
     """
+    codes, uniques, time = asked(prediction_times)
+    known = np.append(ids.get_indexer(uniques), -1).astype(np.int64)
+    return known[codes], time
+
+
+def asked(prediction_times: pd.DataFrame) -> tuple[Codes, pd.Index, Ints]:
+    """The same with the identifiers that the table itself has, and positions among them."""
     missing = [c for c in ("encounter_id", "prediction_time") if c not in prediction_times.columns]
     if missing:
         raise DataError(f"Prediction times lack {', '.join(missing)}. Give encounter_id and prediction_time.")
-    codes, uniques = _codes(prediction_times["encounter_id"])
-    known = np.append(ids.get_indexer(uniques), -1).astype(np.int64)
-    return known[codes], _micros(prediction_times, "prediction_time")
+    return *codes_of(prediction_times["encounter_id"]), _micros(prediction_times, "prediction_time")
 
 
-def _row_order(encounter: Ints, time: Ints) -> Ints:
+def row_order(encounter: Ints, time: Ints) -> Ints:
     """Rows by encounter, then time; most callers have them so already."""
     step, later = np.diff(encounter), np.diff(time)
     if bool(((step > 0) | ((step == 0) & (later >= 0))).all()):

@@ -23,10 +23,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features import kernels, windows
+from features import files, kernels, windows
 from features.clock import HOUR_US, STAY_US
 from features.errors import DataError
-from features.windows import STATISTICS, FlatEvents, Window, build, flatten, flatten_one, read_flat
+from features.files import build_file, read_flat
+from features.windows import STATISTICS, FlatEvents, Window, build, flatten, flatten_one
 
 Matrix = Any
 MINUTE_US = 60_000_000
@@ -385,6 +386,59 @@ def test_a_parquet_file_gives_the_same_bits(tmp_path: Path, world: World, data: 
         same(made(world, read_flat(tmp_path / "e.parquet", CONCEPTS, threads=2)), whole)
 
 
+@given(worlds, st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_file_read_encounter_by_encounter_gives_the_same_bits(
+    tmp_path: Path, world: World, data: st.DataObject
+) -> None:
+    """In chunks of any size, on any number of threads, whether encounters lie together or apart."""
+    events = table(world.facts)
+    if data.draw(st.booleans(), "some encounters empty"):
+        events.loc[events.index[::7], "encounter_id"] = None
+    together = data.draw(st.booleans(), "together")
+    if together:
+        events = events.sort_values("encounter_id", kind="stable", ignore_index=True)
+    stored = written_as(events, data)
+    pq.write_table(stored, tmp_path / "e.parquet", data.draw(st.sampled_from([2, 5, 1000]), "row group"))
+    whole = made(world, events)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CHUNK_ROWS", data.draw(st.sampled_from([1, 3, 1000]), "chunk"))
+        patch.setattr(files, "FEWEST_ROWS", 1)
+        if together:  # then nothing but chunks is ever read
+            patch.setattr(files, "read_flat", None)
+        for threads in (1, 3):
+            asked = rows_of(world.asked)
+            same(build_file(tmp_path / "e.parquet", asked, WINDOWS, world.step, threads), whole)
+
+
+def test_a_large_file_is_shared_out_among_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows in any order, encounters without events or rows, one encounter longer than a chunk, late labs, ties."""
+    rng = np.random.default_rng(5)
+    stays = np.repeat(rng.permutation(300), rng.integers(1, 400, 300))
+    stays = np.concatenate([stays, np.full(9_000, 300)])
+    n = stays.size
+    micros = START_US + rng.integers(0, 3000, n) * MINUTE_US
+    columns = {
+        "encounter_id": pd.Categorical([f"s{k}" for k in stays]),
+        "concept": np.array(CONCEPTS, object)[rng.integers(0, 2, n)],
+        "time": stamps(micros),
+        "available_time": stamps(micros + rng.integers(0, 90, n) * MINUTE_US),
+        "numeric_value": rng.normal(80, 9, n),
+        "status": "final",
+        "source_id": rng.integers(0, 99, n).astype(str),
+    }
+    events = pd.DataFrame(columns)
+    events.to_parquet(tmp_path / "e.parquet", row_group_size=7_000)
+    who = np.array([f"s{k}" for k in rng.integers(20, 320, 12_000)], object)
+    rows = pd.DataFrame({"encounter_id": who})
+    rows["prediction_time"] = stamps(START_US + rng.integers(0, 3000, len(rows)) * MINUTE_US)
+    whole = build(events, rows, WINDOWS)
+    monkeypatch.setattr(files, "read_flat", None)
+    monkeypatch.setattr(files, "FEWEST_ROWS", 1_000)
+    for threads in (0, 1, 2, 5):
+        same(build_file(tmp_path / "e.parquet", rows, WINDOWS, threads=threads), whole)
+
+
 def written_as(events: pd.DataFrame, data: st.DataObject) -> pa.Table:
     """An Arrow table whose texts are plain, large or dictionaries, and whose times are naive or in UTC."""
     text = data.draw(
@@ -619,7 +673,7 @@ def test_the_second_clock_is_left_unread_only_where_it_is_the_first_over_again(
     path, stored = tmp_path / "e.parquet", clocks(**change)
     pq.write_table(stored, path, **how)
     with pq.ParquetFile(path) as file:
-        assert windows._stored_alike(path, file, "time", "available_time") is alike
+        assert files._stored_alike(path, file, "time", "available_time") is alike
     flat, plain = read_flat(path, CONCEPTS), stored.to_pandas()
     assert flat.time.tolist() == np.asarray(plain["time"], "datetime64[us]").astype(int).tolist()
     assert (
@@ -643,12 +697,16 @@ def test_a_file_without_rows_has_no_events(tmp_path: Path, groups: int) -> None:
         for _ in range(groups):
             writer.write_table(clocks().slice(0, 0))
     flat = read_flat(tmp_path / "e.parquet", CONCEPTS, threads=2)
+    asked = [Window("lactate", "count", STAY_US)]
+    assert build_file(tmp_path / "e.parquet", rows_of([("a", START_US)]), asked, threads=2).tolist() == [[0]]
     assert len(flat) == 0
     assert build(flat, rows_of([("a", START_US)]), [Window("lactate", "count", STAY_US)]).tolist() == [[0]]
 
 
 def test_what_is_no_event_file_is_refused_with_the_cure(tmp_path: Path) -> None:
     path = tmp_path / "e.parquet"
+    asked = rows_of([(str(stay), START_US) for stay in clocks()["encounter_id"].unique().to_pylist()])
+    roads = (lambda: read_flat(path, CONCEPTS), lambda: build_file(path, asked, WINDOWS, threads=2))
     for broken, said in [
         (clocks().drop_columns(["status"]), "lacks status"),
         (clocks(numeric_value=pa.array(["high"] * 12)), "numeric_value"),
@@ -657,11 +715,13 @@ def test_what_is_no_event_file_is_refused_with_the_cure(tmp_path: Path) -> None:
         (clocks(numeric_value=pa.array([math.inf] * 12)), "12 of 12 events have an infinite"),
     ]:
         pq.write_table(broken, path)
-        with pytest.raises(DataError, match=said):
-            read_flat(path, CONCEPTS)
+        for read in roads:
+            with pytest.raises(DataError, match=said):
+                read()
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"e\.parquet cannot be read as Parquet"):
-        read_flat(path, CONCEPTS)
+    for read in roads:
+        with pytest.raises(DataError, match=r"e\.parquet cannot be read as Parquet"):
+            read()
 
 
 def test_ties_in_a_file_break_by_source(tmp_path: Path) -> None:
@@ -682,4 +742,5 @@ def test_ties_in_a_file_break_by_source(tmp_path: Path) -> None:
         stored = stored.set_column(at, "source_id", stored["source_id"].cast(text))
         pq.write_table(stored, tmp_path / "e.parquet")
         same(build(read_flat(tmp_path / "e.parquet", CONCEPTS), rows, asked), whole)
+        same(build_file(tmp_path / "e.parquet", rows, asked, threads=2), whole)
         same(build(pd.read_parquet(tmp_path / "e.parquet"), rows, asked), whole)

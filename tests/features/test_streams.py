@@ -18,9 +18,10 @@ from features import archive, streams
 from features.clock import UTC_US
 from features.errors import DataError, SpecError
 from features.featureset import FeatureSet
+from features.files import arrow_columns
 from features.sources.batch import Batch, ReadAccount, no_encounters
 from features.streams import AtEvents, Grid, Listed, prediction_times
-from features.windows import Columns, Window, arrow_columns
+from features.windows import Columns, Window
 
 NINE = pd.Timestamp("2026-05-01T09:00Z")
 FEATURES = FeatureSet(

@@ -12,10 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 def ours_from_parquet(workload: Workload, rows: object, windows: list[object]) -> object:
     """Parquet on disk to the matrix in memory, by the quickest road there is."""
-    from features.windows import build, read_flat
+    from features.files import build_file
 
-    events = read_flat(workload.events, workload.concepts, workload.cores)
-    return build(events, rows, windows, threads=workload.cores)  # type: ignore[arg-type]
+    return build_file(workload.events, rows, windows, threads=workload.cores)  # type: ignore[arg-type]
 
 
 def prepare(workload: Workload) -> Work:
