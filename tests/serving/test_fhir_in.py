@@ -8,10 +8,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from features.labels.sepsis3 import PRESETS
+from serving.clock import to_us
+from serving.monitoring.outcomes import from_store
 from serving.store import facts
 
 NINE = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
@@ -282,3 +286,23 @@ def test_bundles_of_real_senders_are_answered_entry_by_entry(
         assert answer.status_code in (200, 413), answer.text[:500]
         if answer.status_code == 200:
             assert len(answer.json()["entry"]) == len(document["entry"])
+
+
+def test_sepsis_is_told_from_the_antibiotics_and_cultures_that_came_in_fhir(service: Any):
+    """A culture at 10:00, vancomycin from 10:30 for three days, creatinine from 1.0 to 3.6 mg/dL (SOFA 0 to 3)."""
+    clock(service, 90)
+    taken = observation("600-7", 1, valueString="Escherichia coli")
+    doses = [administration(id=f"m{k}", effectiveDateTime=at(1.5 + 12 * k)) for k in range(8)]
+    renal = [observation("2160-0", hour, value) for hour, value in ((0.5, 1.0), (6, 3.6), (7, 3.6))]
+    rest = [observation(code, hour) for hour in (0.5, 6, 7) for code in VITALS if code not in ("2160-0",)]
+    answer = send(service, bundle("batch", patient(), encounter(), taken, *doses, *renal, *rest))
+    assert answer.status_code == 200, answer.text
+    now = to_us(NINE + timedelta(days=9))
+    told = from_store(service.state.store, ["e1", "e2"], now, PRESETS["physionet_2019"])
+    assert told is not None
+    assert told.onset["e1"] == pd.Timestamp(at(1)), (
+        "suspected at the culture, the earlier of it and of the failure"
+    )
+    assert pd.isna(told.onset["e2"])
+    without = from_store(service.state.store, ["e2"], now, PRESETS["physionet_2019"])
+    assert without is None, "where nobody had an antibiotic, nobody is known to be well"
