@@ -202,7 +202,9 @@ def test_what_was_said_is_emptied_after_the_days_that_the_receiver_sets(
         webhooks.put(connection, [receiver], "alert.raised", {"alert_id": "b"}, now[0])
         two_days = 2 * 24 * 3600 * 1_000_000
         assert webhooks.prune(connection, receiver, now[0] + two_days) == 0, "kept for two whole days"
-        assert webhooks.prune(connection, receiver, now[0] + two_days + 1) == 1, "what waits is still to be said"
+        assert webhooks.prune(connection, receiver, now[0] + two_days + 1) == 1, (
+            "what waits is still to be said"
+        )
         assert webhooks.prune(connection, receiver, now[0] + two_days + 1) == 0
         rows = connection.exec_driver_sql("select state, body from webhooks order by seq").all()
         assert [state for state, _ in rows] == ["delivered", "waiting"]
