@@ -30,7 +30,9 @@ REASON_SYSTEM: Final = "urn:wardcast:override-reasons"
 REASONS: Final = Path(__file__).with_name("override_reasons.csv")
 LABEL: Final = "Wardcast sepsis risk"
 CAVEAT: Final = "Research software, not a medical device. It does not replace clinical judgement."
-LATE: Final = "**Over budget.** The service is busy: this is the last score, and what came after it is not in it."
+LATE: Final = (
+    "**Over budget.** The service is busy: this is the last score, and what came after it is not in it."
+)
 OVER_BUDGET: Final = "over_budget"
 """Reason code: a score was due and not made, since whoever asked could not wait for it."""
 
