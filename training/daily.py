@@ -1,9 +1,11 @@
-"""Foresee daily counts of many hospitals at once: ridge regression and boosted trees on each series' own scale.
+"""Foresee daily counts of one hospital or many: usual guesses mixed, and what regression and trees add to them.
 
 Every value is told as its distance from the series' mean of four weeks, in units of its usual change from week to
-week, so that a district hospital and a teaching hospital teach one model. Beside it stand what a bed manager would
-guess: yesterday, the same weekday of past weeks, the recent level adjusted for the weekday. Nothing stamped after the
-origin is read; the origin is the last day whose count is in hand.
+week, so that a district hospital and a teaching hospital teach one model. First comes what a bed manager would guess:
+yesterday, the same weekday of past weeks, the recent level adjusted for the weekday, mixed as would have been best for
+each quantity, since beds taken walk on from today and admissions come back to their mean. A ridge regression adds to
+that as far as it would have helped lately, and where there are examples enough so do boosted trees. Nothing stamped
+after the origin is read; the origin is the last day whose count is in hand.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.optimize import nnls
 from sklearn.linear_model import Ridge
 
 from features.census import public_holidays
@@ -27,12 +30,15 @@ LEAST_DAYS: Final = 42
 LEVEL_DAYS: Final = 28
 FURTHEST: Final = 8.0
 """Scaled distances are cut here: one absurd report must not steer a model."""
-ROWS: Final = 120_000
+ROWS: Final = 250_000
 """As many examples as trees learn from in one fit."""
+LINE_ROWS: Final = 60_000
+"""As many as each regression does."""
+DRAW: Final = 5
 RIDGE: Final = 300.0
-TREES: Final = 220
+TREES: Final = 260
 ENOUGH: Final = 20_000
-"""Examples from which trees are worth as much as the regression."""
+"""Examples from which trees are grown, and worth as much as the regression; with fewer they learn chance."""
 A_YEAR: Final = 400
 MARGIN: Final = 14
 """Days laid out before the first and after the last, so that neighbours of every day are known."""
@@ -40,6 +46,12 @@ FESTIVE: Final = {
     (12, 23): 1, (12, 24): 2, (12, 25): 3, (12, 26): 4, (12, 27): 5, (12, 28): 6, (12, 29): 7, (12, 30): 8,
     (12, 31): 9, (1, 1): 10, (1, 2): 11, (1, 3): 12, (1, 4): 13,
 }  # fmt: skip
+USUAL: Final = ("last", "week1", "mean4", "mean14", "level1", "level4", "level15")
+"""What a bed manager would guess: their mixture stands where nothing better was learnt."""
+CHECKED_FROM: Final = 0.7
+"""Where, in the past, what is added to the usual guesses begins to be checked."""
+USUAL_WORTH: Final = 10.0
+"""Examples' worth of belief in the single best of them."""
 LINEAR: Final = (
     "last", "back1", "back2", "back3", "back4", "back5", "back6", "week1", "week2", "mean4", "mean6", "level1",
     "level4", "level15", "mean7", "mean14", "weekday_shape", "others", "others_before", "others_week", "sine", "cosine",
@@ -73,8 +85,12 @@ class Days:
         What each day adds to what is known, as a value on the series' own scale of counts.
     shape : float64, shape (7, n_series, n_days)
         How each weekday differs from its week.
-    others : float64, shape (n_days,)
-        How far all series together are above their level.
+    plain : float64, shape (n_series, n_days)
+        Counts less what their weekday adds.
+    others : float64, shape (n_series, n_days)
+        How far all series of the same quantity together are above their level.
+    kind : int64, shape (n_series,)
+        Which quantity each series counts: a stock that walks and a flow that comes back are learnt apart.
     """
 
     counts: Floats
@@ -83,7 +99,9 @@ class Days:
     scale: Floats
     past: Mapping[str, Floats]
     shape: Floats
+    plain: Floats
     others: Floats
+    kind: Ints
     beside: Mapping[str, Floats]
     calendar: Mapping[str, Floats]
     covariates: Covariates
@@ -98,20 +116,21 @@ class Days:
         holidays: str,
         covariates: Covariates,
         seasons: bool,
+        quantities: Sequence[str] = (),
     ) -> Days:
         """Read everything that each day can know of its past."""
         weekday = stamps.weekday.to_numpy("int64")
         level = _rolled(counts, LEVEL_DAYS, 5)
         shape = _weekday_shape(counts, weekday)
-        scale = _scale(counts, level)
+        scale = _scale(counts, level, 7)
         plain = counts - np.take_along_axis(shape, np.broadcast_to(weekday, counts.shape)[None], 0)[0]
         filled = _filled(counts, 10)
         past = {"last": filled} | {f"back{k}": _shifted(filled, k) for k in range(1, 7)}
         past |= {f"level{days}": _faded(plain, days) for days in (1, 4, 15)}
         past |= {f"mean{days}": _rolled(counts, days, max(days // 4, 1)) for days in (7, 14)}
         above = np.clip((plain - level) / scale, -FURTHEST, FURTHEST)
-        n = np.isfinite(above).sum(axis=0)
-        others = np.nansum(above, axis=0) / np.maximum(n, 1) * (n > 5)
+        kind = np.unique(quantities or [""] * len(counts), return_inverse=True)[1].astype("int64")
+        others = _together(above, kind)
         relative = {c: _relative(v) for c, v in beside.items()}
         # How far another column is from the count itself: open beds less taken ones say how much room is left.
         relative |= {
@@ -119,7 +138,7 @@ class Days:
         }
         known = _calendar(stamps, holidays)
         return cls(
-            counts, stamps, level, scale, past, shape, others, relative, known, covariates, seasons
+            counts, stamps, level, scale, past, shape, plain, others, kind, relative, known, covariates, seasons
         )  # fmt: skip
 
 
@@ -148,9 +167,9 @@ def _weekday_shape(counts: Floats, weekday: Ints) -> Floats:
     return np.nan_to_num(np.stack(made))
 
 
-def _scale(counts: Floats, level: Floats) -> Floats:
-    """Usual change from a day to the same day a week later, never below half a Poisson's spread."""
-    change = np.sqrt(_rolled((counts - _shifted(counts, 7)) ** 2, 42, 5))
+def _scale(counts: Floats, level: Floats, days: int) -> Floats:
+    """Usual change over so many days, never below half a Poisson's spread."""
+    change = np.sqrt(_rolled((counts - _shifted(counts, days)) ** 2, 42, 5))
     usual = np.where(np.isfinite(change), change, 0.1 * level)
     return np.asarray(np.fmax(np.nan_to_num(usual), 0.5 * np.sqrt(np.maximum(np.nan_to_num(level), 1.0))))
 
@@ -159,6 +178,16 @@ def _relative(table: Floats) -> Floats:
     """Another column against its own level of four weeks."""
     level = _rolled(table, LEVEL_DAYS, 5)
     return np.asarray((_filled(table, 7) - level) / np.maximum(np.abs(level), 1.0))
+
+
+def _together(above: Floats, kind: Ints) -> Floats:
+    """Mean over the series of the same quantity, where more than five have one; else 0."""
+    out = np.zeros_like(above)
+    for k in np.unique(kind):
+        some = above[kind == k]
+        n = np.isfinite(some).sum(axis=0)
+        out[kind == k] = np.nansum(some, axis=0) / np.maximum(n, 1) * (n > 5)
+    return out
 
 
 def _calendar(stamps: pd.DatetimeIndex, holidays: str) -> dict[str, Floats]:
@@ -192,6 +221,9 @@ class Examples:
     horizon : int64, shape (n,), days
     level, scale : float64, shape (n,)
     outcome : float64, shape (n,), NaN where it is not known
+    kind : int64, shape (n,)
+    width : float64, shape (n,)
+        Usual change over as many days as lie ahead, weekdays left out: what a forecast may be off by.
     """
 
     columns: Mapping[str, Floats]
@@ -201,6 +233,8 @@ class Examples:
     level: Floats
     scale: Floats
     outcome: Floats
+    kind: Ints
+    width: Floats
 
     @property
     def usable(self) -> npt.NDArray[np.bool_]:
@@ -217,7 +251,7 @@ class Examples:
         some = {name: v[kept] for name, v in self.columns.items()}
         return Examples(
             some, self.series[kept], self.origin[kept], self.horizon[kept], self.level[kept], self.scale[kept],
-            self.outcome[kept],
+            self.outcome[kept], self.kind[kept], self.width[kept],
         )  # fmt: skip
 
     @classmethod
@@ -226,7 +260,7 @@ class Examples:
         columns = {n: np.concatenate([p.columns[n] for p in parts]) for n in parts[0].columns}
         rest = [
             np.concatenate([getattr(p, field) for p in parts])
-            for field in ("series", "origin", "horizon", "level", "scale", "outcome")
+            for field in ("series", "origin", "horizon", "level", "scale", "outcome", "kind", "width")
         ]
         return cls(columns, *rest)
 
@@ -253,13 +287,20 @@ def examples(days: Days, origins: Ints, horizon: int) -> Examples:
         "noise": scale / np.maximum(level, 1),
     }
     columns |= {name: table[:, origins] for name, table in days.beside.items()}
+    columns |= {
+        "others": days.others[:, origins],
+        "others_before": days.others[:, np.maximum(origins - 1, 0)],
+        "others_week": days.others[:, np.maximum(origins - 7, 0)],
+        "kind": np.broadcast_to(days.kind[:, None], n),
+    }
     shared = _shared_columns(days, origins, target, horizon)
     columns |= {name: np.broadcast_to(v, n) for name, v in shared.items()}
     flat = {name: np.asarray(v, "float64").ravel() for name, v in columns.items()}
     series = np.repeat(np.arange(n_series), len(origins))
     return Examples(
         flat, series, np.tile(origins, n_series), np.full(len(series), horizon), level.ravel(), scale.ravel(),
-        days.counts[:, target].ravel(),
+        days.counts[:, target].ravel(), np.repeat(days.kind, len(origins)),
+        _scale(days.plain, days.level, min(horizon, 7))[:, origins].ravel(),
     )  # fmt: skip
 
 
@@ -287,8 +328,6 @@ def _shared_columns(days: Days, origins: Ints, target: Ints, horizon: int) -> di
     columns |= {
         "horizon": np.full(len(origins), float(horizon)), "weekday": weekday[target],
         "origin_weekday": weekday[origins],
-        "others": days.others[origins], "others_before": days.others[np.maximum(origins - 1, 0)],
-        "others_week": days.others[np.maximum(origins - 7, 0)],
         "origin_off": days.calendar["off"][origins + MARGIN],
         "origin_festive": days.calendar["festive"][origins + MARGIN],
         "origin_holidays": days.calendar["holidays_of_8_days"][origins + MARGIN],
@@ -309,66 +348,135 @@ def _shared_columns(days: Days, origins: Ints, target: Ints, horizon: int) -> di
 
 
 @dataclass(frozen=True)
+class Line:
+    """One quantity and horizon: a mixture of usual guesses, and what a regression adds to it.
+
+    Attributes
+    ----------
+    mixture : float64, shape (len(USUAL),)
+        Shares, none negative, that sum to 1.
+    ridge : Ridge
+        What the mixture leaves.
+    kept : float
+        How much of that is believed, 0 to 1: as much as would have been best on the last part of the past, which the
+        regression had not seen.
+    """
+
+    mixture: Floats
+    ridge: Ridge
+    kept: float
+
+    @classmethod
+    def fit(cls, given: Examples) -> Line:
+        """Learn from examples of one quantity and horizon."""
+        mixture = _mixture(given)
+        left = given.distance - _usual(given) @ mixture
+        columns = _linear_columns(given)
+        late = given.origin > np.quantile(given.origin, CHECKED_FROM)
+        kept = 0.0
+        if late.any():
+            added = _ridge(columns[~late], left[~late]).predict(columns[late])
+            weight = given.scale[late] * added
+            gained = weight * left[late]
+            # Less its standard error: what may be chance is not believed.
+            sure = gained.sum() - np.sqrt((gained**2).sum())
+            kept = float(np.clip(sure / ((weight * added).sum() + 1e-9), 0.0, 1.0))
+        return cls(mixture, _ridge(columns, left), kept)
+
+    def predict(self, given: Examples) -> tuple[Floats, Floats]:
+        """The mixture, and with what the regression adds; on the series' own scale."""
+        usual = _usual(given) @ self.mixture
+        return usual, usual + self.kept * self.ridge.predict(_linear_columns(given))
+
+
+def _usual(given: Examples) -> Floats:
+    """What a bed manager would guess, shape (n, len(USUAL)); where one is not known, the faded level."""
+    stands = np.nan_to_num(given.columns["level15"])
+    some = np.stack(
+        [np.where(np.isfinite(given.columns[n]), given.columns[n], stands) for n in USUAL], axis=1
+    )
+    return np.clip(some, -FURTHEST, FURTHEST)
+
+
+def _mixture(given: Examples) -> Floats:
+    """Least squares with shares that are not negative and sum to 1."""
+    n = len(USUAL)
+    weight = np.sqrt(given.scale / given.scale.mean())[:, None]
+    seen = np.column_stack([_usual(given), given.distance]) * weight
+    # Only the triangle matters to least squares, whatever the number of rows.
+    seen = np.linalg.qr(seen, mode="r")
+    best = np.argmin(((seen[:, :n] - seen[:, [n]]) ** 2).sum(axis=0))
+    worth, sure = np.sqrt(USUAL_WORTH), 1e3 * np.sqrt(len(given.series))
+    rows = np.concatenate([seen[:, :n], worth * np.eye(n), np.full((1, n), sure)])
+    share = nnls(rows, np.concatenate([seen[:, n], worth * np.eye(n)[best], [sure]]))[0]
+    return np.asarray(share / share.sum())
+
+
+@dataclass(frozen=True)
 class DailyModel:
     """Fitted forecasts on the scale of each series.
 
     Attributes
     ----------
-    ridges : by horizon, days
-    trees : on the outcome, and on what the ridge leaves of it
+    lines : by quantity and horizon, days
+    trees : on what the mixture of usual guesses leaves, and on what the regression leaves
     trust : how far there are examples enough for trees, 0 to 1
-    weight_of_usual : share of the weekday-adjusted level of two weeks, which needs no learning
     """
 
-    ridges: Mapping[int, Ridge]
+    lines: Mapping[tuple[int, int], Line]
     trees: tuple[Any, ...]
     trust: float
-    weight_of_usual: float
 
     def centre(self, given: Examples) -> Floats:
         """The middle of what is to come, in counts, shape (n,)."""
-        linear = _linear(self.ridges, given)
+        usual, linear = _lined(self.lines, given)
         z = linear
         if self.trees:
             facts = _matrix(given)
-            direct = np.asarray(self.trees[0].predict(facts))
+            direct = usual + np.asarray(self.trees[0].predict(facts))
             on_top = linear + np.asarray(self.trees[1].predict(np.column_stack([facts, linear])))
             # Tomorrow hangs on today, which a line says best; next week on the season and the size of the hospital.
             far = np.clip((given.horizon - 1) / 6, 0.0, 1.0)
-            alone, both = self.trust * (0.2 + 0.45 * far), self.trust * (0.5 - 0.15 * far)
+            alone, both = self.trust * (0.35 + 0.45 * far), self.trust * (0.4 - 0.2 * far)
             z = (1 - alone - both) * linear + alone * direct + both * on_top
-        usual = np.nan_to_num(given.columns["level15"])
-        z = (1 - self.weight_of_usual) * z + self.weight_of_usual * usual
         return np.asarray(np.maximum(given.level + given.scale * z, 0.0))
 
 
 def fit(days: Days, upto: int, horizons: Sequence[int], threads: int = 1) -> DailyModel:
     """Learn from everything stamped before position ``upto``."""
-    parts = []
+    rng = np.random.default_rng(DRAW)
+    lines, some, n = {}, [], 0
     for h in horizons:
-        origins = np.arange(LEVEL_DAYS, upto - h)
-        part = examples(days, origins, h)
-        parts.append(part.rows(part.usable & np.isfinite(part.outcome)))
-    given = Examples.joined(parts)
-    ridges = {h: _ridge(part) for h, part in zip(horizons, parts, strict=True)}
+        part = examples(days, np.arange(LEVEL_DAYS, upto - h), h)
+        part = part.rows(part.usable & np.isfinite(part.outcome))
+        for kind in np.unique(part.kind):
+            lines[int(kind), h] = Line.fit(_drawn(part.rows(part.kind == kind), LINE_ROWS, rng))
+        some.append(_drawn(part, ROWS // len(horizons), rng))
+        n += len(part.series)
+    given = Examples.joined(some)
+    trees = _grow(given, *_lined(lines, given), threads) if n >= ENOUGH else ()
+    return DailyModel(lines, trees, n / (n + ENOUGH))
+
+
+def _drawn(given: Examples, most: int, rng: np.random.Generator) -> Examples:
+    """About ``most`` of the examples. Drawn, not every k-th: a step of seven would see one weekday only."""
     n = len(given.series)
-    trust = n / (n + ENOUGH)
-    trees = _grow(given, _linear(ridges, given), threads) if n >= 1000 else ()
-    return DailyModel(ridges, trees, trust, 0.3 * (1 - trust) ** 2)
+    return given if n <= most else given.rows(rng.random(n) < most / n)
 
 
-def _ridge(given: Examples) -> Ridge:
-    penalty = RIDGE * min(1.0, max(len(given.series), 1) / 3000 + 0.1)
-    return Ridge(alpha=penalty).fit(_linear_columns(given), given.distance)
+def _ridge(columns: Floats, left: Floats) -> Ridge:
+    penalty = RIDGE * min(1.0, max(len(left), 1) / 3000 + 0.1)
+    return Ridge(alpha=penalty).fit(columns, left)
 
 
-def _linear(ridges: Mapping[int, Ridge], given: Examples) -> Floats:
-    out = np.zeros(len(given.series))
-    for h, ridge in ridges.items():
-        some = given.horizon == h
+def _lined(lines: Mapping[tuple[int, int], Line], given: Examples) -> tuple[Floats, Floats]:
+    """Mixtures of usual guesses, and with what regressions add; quantities never learnt from stay at their level."""
+    usual, linear = np.zeros(len(given.series)), np.zeros(len(given.series))
+    for (kind, h), line in lines.items():
+        some = (given.horizon == h) & (given.kind == kind)
         if some.any():
-            out[some] = ridge.predict(_linear_columns(given.rows(some)))
-    return np.clip(out, -FURTHEST, FURTHEST)
+            usual[some], linear[some] = line.predict(given.rows(some))
+    return usual, np.clip(linear, -FURTHEST, FURTHEST)
 
 
 def _linear_columns(given: Examples) -> Floats:
@@ -385,23 +493,17 @@ def _matrix(given: Examples) -> npt.NDArray[np.float32]:
     return np.stack([given.columns[name] for name in given.columns], axis=1).astype("float32")
 
 
-def _grow(given: Examples, linear: Floats, threads: int) -> tuple[Any, ...]:
-    """Trees on the outcome itself, and trees on what the regression leaves."""
+def _grow(given: Examples, usual: Floats, linear: Floats, threads: int) -> tuple[Any, ...]:
+    """Trees on what the usual guesses leave, and trees on what the regression leaves."""
     import lightgbm
 
-    n = len(given.series)
-    every = -(-n // ROWS)
-    kept = np.arange(n) % every == 0
-    few = given.rows(kept)
-    facts, weight = _matrix(few), few.scale / few.scale.mean()
+    facts, weight = _matrix(given), given.scale / given.scale.mean()
     settings = {
-        "objective": "huber", "alpha": 1.5, "learning_rate": 0.05, "num_leaves": 31, "max_bin": 63,
+        "objective": "huber", "alpha": 1.0, "learning_rate": 0.05, "num_leaves": 15, "max_bin": 63,
         "min_data_in_leaf": int(np.clip(len(weight) // 300, 20, 200)), "feature_fraction": 0.5,
         "bagging_fraction": 0.6, "bagging_freq": 1, "lambda_l2": 1.0, "seed": 1, "num_threads": threads,
         "deterministic": True, "force_row_wise": True, "verbose": -1,
     }  # fmt: skip
-    direct = lightgbm.train(settings, lightgbm.Dataset(facts, few.distance, weight=weight), TREES)
-    rest = lightgbm.Dataset(
-        np.column_stack([facts, linear[kept]]), few.distance - linear[kept], weight=weight
-    )
-    return direct, lightgbm.train(settings, rest, TREES)
+    direct = lightgbm.Dataset(facts, given.distance - usual, weight=weight)
+    rest = lightgbm.Dataset(np.column_stack([facts, linear]), given.distance - linear, weight=weight)
+    return lightgbm.train(settings, direct, TREES), lightgbm.train(settings, rest, TREES)

@@ -47,6 +47,12 @@ THINNED: Final = 3
 """Of past forecasts of overlapping windows every third lead is looked at: neighbours say nearly the same."""
 OWN_WORTH: Final = 15.0
 """Past errors of a series from which its own spread counts as much as that of all."""
+DRIFT_DAYS: Final = 3
+"""Days of outcomes from which it is read how far all series are off together."""
+DRIFT_SERIES: Final = 6
+"""So many series must have an outcome on a day to speak of all of them."""
+DRIFT_WORTH: Final = 20.0
+"""Days of belief that yesterday's shared error says nothing of tomorrow's."""
 SHARED_DAYS: Final = 5.0
 """Forecasts so many days ahead are half as many independent ones as there are origins."""
 MOST_KNOTS: Final = 2000
@@ -287,14 +293,16 @@ def issue_days(
     for stretch in schedule.stretches():
         seasons = int(stretch[0]) >= daily.A_YEAR
         if seasons not in laid:
-            laid[seasons] = daily.Days.of(counts, stamps, beside, panel.holidays, covariates, seasons)
+            laid[seasons] = daily.Days.of(
+                counts, stamps, beside, panel.holidays, covariates, seasons, panel.quantities
+            )
         model = daily.fit(laid[seasons], int(stretch[0]) + 1, horizons, threads)
         for h in horizons:
             given = daily.examples(laid[seasons], stretch, h)
             shape = (len(counts), len(stretch))
             there = np.where(given.usable, 1.0, np.nan)
             centre[h - 1, :, done : done + len(stretch)] = (model.centre(given) * there).reshape(shape)
-            scale[h - 1, :, done : done + len(stretch)] = (given.scale * there).reshape(shape)
+            scale[h - 1, :, done : done + len(stretch)] = (given.width * there).reshape(shape)
         done += len(stretch)
         said(1)
     for h in horizons:
@@ -319,13 +327,14 @@ def _horizon(
         for kind in np.unique(kinds):
             rows = np.flatnonzero(kinds == kind)
             block = np.ix_(rows, week)
-            spread, own = _spread(error[np.ix_(rows, past)], h)
-            width = scale[block] * own[:, None]
-            read = centre[block][..., None] + width[..., None] * spread.quantiles([*STATED, *FINE])
+            off = _drift(error[rows], origins, h, past)
+            spread, own = _spread(error[np.ix_(rows, past)] - off[past], h)
+            width, middle = scale[block] * own[:, None], centre[block] + scale[block] * off[week]
+            read = middle[..., None] + width[..., None] * spread.quantiles([*STATED, *FINE])
             read = np.maximum(read, 0.0)
             quantiles[block], fine[block] = read[..., : len(STATED)], read[..., len(STATED) :]
             mean[block] = fine[block].mean(axis=-1)
-            low, high = (spread.cdf((came[block] + d - centre[block]) / width) for d in (-0.5, 0.5))
+            low, high = (spread.cdf((came[block] + d - middle) / width) for d in (-0.5, 0.5))
             low = np.where(came[block] <= 0, 0.0, low)
             pit[block] = low + draws[block] * (high - low)
     asked = slice(schedule.asked, None)
@@ -334,6 +343,26 @@ def _horizon(
     origin = np.tile(origins[asked], n_series)
     flat = [a[:, asked].reshape(n_series * n, *a.shape[2:]) for a in (mean, quantiles, fine, pit, came)]
     return Batch(series, origin, origin + h, 24, *flat)
+
+
+def _drift(error: Floats, origins: Ints, h: int, past: Ints) -> Floats:
+    """How far all series together are expected to be off at each origin, shape (n_origins,); scaled as ``error`` is.
+
+    A winter fuller than any before is so in most hospitals at once, and for weeks: what they had in common in the last
+    days that came true is carried on, as far as that would have helped in the ``past``.
+    """
+    n = np.isfinite(error).sum(axis=0)
+    common = np.full(len(origins), np.nan)
+    known = n >= DRIFT_SERIES
+    common[known] = np.nanmedian(error[:, known], axis=0)
+    low, high = (np.searchsorted(origins + h, origins - days, side="right") for days in (DRIFT_DAYS, 0))
+    total = np.concatenate([[0.0], np.cumsum(np.nan_to_num(common))])
+    count = np.concatenate([[0], np.cumsum(np.isfinite(common))])
+    recent = (total[high] - total[low]) / np.maximum(count[high] - count[low], 1)
+    came = past[np.isfinite(common[past])]
+    together, square = (float((recent[came] * v[came]).sum()) for v in (common, recent))
+    kept = together / square * len(came) / (len(came) + DRIFT_WORTH) if square > 0 else 0.0
+    return recent * float(np.clip(kept, 0.0, 1.0))
 
 
 def _spread(error: Floats, h: int) -> tuple[Spread, Floats]:

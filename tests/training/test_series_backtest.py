@@ -17,9 +17,9 @@ from features.errors import DataError
 from features.sources import counts
 from features.sources.covariates import Covariates
 from models.series import QUANTILES, SharedEffect, Spread, count_cdf, count_quantiles
-from training import series_scores
+from training import daily, series_scores
 from training.series_backtest import Asked, Backtested, run
-from training.series_issue import Schedule, issue
+from training.series_issue import Schedule, _drift, issue
 
 DAY_VARIANCE = 0.01
 BY_HOUR = 12 + 9 * np.sin(2 * np.pi * (np.arange(24) - 8) / 24)
@@ -175,9 +175,56 @@ def test_nine_months_of_days_are_enough_for_intervals_that_hold(tmp_path: Path, 
     done = run("daily", daily_file(tmp_path, 400, sites), tmp_path / "out.parquet", asked, track=False)
     cells = done.evaluation["figures"]["beds"]
     covered = [cells[str(h)]["coverage_90_pit"] for h in (1, 3, 7)]
-    assert min(covered) >= (0.84 if sites == 1 else 0.87)
+    assert min(covered) >= (0.86 if sites == 1 else 0.87)
     assert cells["1"]["mae_skill_vs_mean4"] > 0.3
     assert cells["7"]["mae_skill_vs_naive"] > -0.05
+
+
+def test_one_hospital_is_served_no_worse_than_by_the_best_usual_guess(tmp_path: Path):
+    """Beds that walk and admissions that come back to their mean, in one file of one small hospital."""
+    rng = np.random.default_rng(5)
+    days = 330
+    week = np.tile([1.2, 1.1, 1.0, 1.0, 1.0, 0.8, 0.7], days // 7 + 1)[:days]
+    beds = np.round(np.maximum(150 + np.cumsum(rng.normal(0, 5, days)), 20))
+    stamps = pd.date_range("2025-01-06", periods=days, freq="D")
+    path = tmp_path / "one.csv"
+    pd.DataFrame({"date": stamps, "beds": beds, "admissions": rng.poisson(20 * week)}).to_csv(
+        path, index=False
+    )
+    done = run("daily", path, tmp_path / "out.parquet", Asked("2025-08-01", threads=1), track=False)
+    for quantity, humble in (("beds", "naive"), ("admissions", "mean6")):
+        cells = done.evaluation["figures"][quantity]
+        for day, chance in (
+            ("1", 0.05),
+            ("3", 0.07),
+            ("7", 0.1),
+        ):  # what overlaps says less: 17 weeks were issued
+            assert cells[day][f"mae_skill_vs_{humble}"] > -chance, (quantity, day)
+            assert cells[day]["coverage_90_pit"] > 0.84, (quantity, day)
+
+
+def test_the_mixture_of_usual_guesses_finds_a_walk_and_a_mean():
+    rng = np.random.default_rng(1)
+    stamps = pd.date_range("2025-01-06", periods=400, freq="D", unit="us")
+    walk, flow = 150 + np.cumsum(rng.normal(0, 5, 400)), rng.poisson(40, 400).astype("float64")
+    days = daily.Days.of(np.stack([walk, flow]), stamps, {}, "", Covariates(), False, ("beds", "admissions"))
+    lines = daily.fit(days, 393, [1]).lines
+    admissions, beds = (dict(zip(daily.USUAL, lines[kind, 1].mixture, strict=True)) for kind in (0, 1))
+    assert beds["last"] + beds["level1"] > 0.8
+    assert admissions["last"] + admissions["level1"] < 0.2
+    assert sum(beds.values()) == pytest.approx(1)
+    assert min(*beds.values(), *admissions.values()) >= 0
+
+
+def test_what_all_series_are_off_by_together_is_carried_on_once_it_is_known():
+    error = np.tile([0.0, 0, 0, 1, 1, 1, 1, 1, 1, 1], (6, 1))
+    origins = np.arange(10)
+    off = _drift(error, origins, 2, np.arange(8))
+    # Two days ahead: the error of origin 3 is known at origin 5, and three of them are averaged.
+    known = np.array([0, 0, 0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1])
+    # Carried on in the eight: (1/3 + 2/3 + 1) / (1/9 + 4/9 + 1), at most 1 after 8 of 28 days of belief.
+    assert off == pytest.approx(known * (2 / (14 / 9)) * 8 / 28)
+    assert not _drift(error[:5], origins, 2, np.arange(8)).any(), "five series do not speak of all"
 
 
 # ------------------------------------------------------------ what is written
