@@ -1,4 +1,7 @@
-"""How good count forecasts are on open data: Welsh hours, English beds and discharges; only where the data are."""
+"""How good count forecasts are on open data: Welsh hours, English beds and discharges, one hospital by itself.
+
+Only where the data are.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from training.series_backtest import Asked, run
 
 HOURS = "wales_ed_hourly"
 BEDS = "england_winter_sitreps/sitreps.parquet"
+ALONE = "hdhi_admissions/admissions.parquet"
+HUMBLE = ("naive", "seasonal_naive", "mean4", "mean6")
 DISCHARGES = "england_discharges_daily/discharges_ctr.parquet"
 
 
@@ -25,6 +30,7 @@ def bench() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as held:
         out = Path(held) / "out.parquet"
         yield from _hours(folder / HOURS, out)
+        yield from _alone(folder / ALONE, out)
         yield from _days("occupied", folder / BEDS, "ga_occ", "2021-11-29", "naive", (0.20, 0.29), out)
         yield from _days(
             "discharges", folder / DISCHARGES, "discharged_total", "2024-07-01", "mean4", (0.07, 0.025), out
@@ -34,7 +40,7 @@ def bench() -> Iterator[dict[str, Any]]:
 def _hours(folder: Path, out: Path) -> Iterator[dict[str, Any]]:
     """The last twelve months, after learning from the years before."""
     extra = [folder / "weather_forecasts.parquet", folder / "holiday_rugby.xlsx"]
-    asked = Asked("2017-03-01", "12h", "48h", threads=1)
+    asked = Asked("2017-03-01", "12h", "48h", threads=2)
     done = run("hourly", folder / "arrivals.parquet", out, asked, covariate_files=extra, track=False)
     cells = done.evaluation["figures"]["n_attendance"]
     yield {"name": "hours_cpu", "value": done.evaluation["cpu_seconds"], "unit": "s", "goal": "<= 300"}
@@ -50,10 +56,26 @@ def _hours(folder: Path, out: Path) -> Iterator[dict[str, Any]]:
         yield _share(f"hours_{window}h_99_exceeded", cell["exceeded_99"], "<= 0.015")
 
 
+def _alone(path: Path, out: Path) -> Iterator[dict[str, Any]]:
+    """Seven months of one hospital after eleven to learn from, beside the best of all humble forecasts afterwards."""
+    done = run("visits", path, out, Asked("2018-03-01", threads=2), track=False)
+    for quantity in ("admissions", "discharges", "occupied"):
+        for day in ("1", "3", "7"):
+            cell = done.evaluation["figures"][quantity][day]
+            best = min(cell[f"mae_of_{usual}"] for usual in HUMBLE)
+            line = {
+                "name": f"alone_{quantity}_{day}d_mae",
+                "value": cell["mae_of_median"],
+                "unit": "patients",
+            }
+            yield line | {"reference": best, "goal": "ratio >= 0.95"}
+            yield from _covered(f"alone_{quantity}_{day}d", cell["coverage_90_pit"])
+
+
 def _days(
     name: str, path: Path, quantity: str, start: str, usual: str, goals: tuple[float, float], out: Path
 ) -> Iterator[dict[str, Any]]:
-    done = run("daily", path, out, Asked(start, threads=1), track=False)
+    done = run("daily", path, out, Asked(start, threads=2), track=False)
     cells = done.evaluation["figures"][quantity]
     yield {"name": f"{name}_cpu", "value": done.evaluation["cpu_seconds"], "unit": "s", "goal": "<= 720"}
     for day, goal in zip(("1", "7"), goals, strict=True):
