@@ -374,7 +374,15 @@ def fit(hospital: Hospital, spec: Spec, threads: int) -> Parts:
     def issued(first: pd.Timestamp, last: pd.Timestamp) -> pd.DataFrame:
         times = backtest.forecast_times(first, last, training["huddles"], hospital.timezone)
         return backtest.run(
-            visits, events, model, scorer, times, hospital.timezone, hospital.moves, hospital.covariates, threads
+            visits,
+            events,
+            model,
+            scorer,
+            times,
+            hospital.timezone,
+            hospital.moves,
+            hospital.covariates,
+            threads,
         )
 
     model = replace(model, corrections=backtest.corrections(issued(cuts[0], cuts[1])))
