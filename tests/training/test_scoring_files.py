@@ -114,14 +114,14 @@ def test_evaluation_uses_the_models_own_thresholds(icu_file, icu_hours, scores, 
 
 def test_patients_that_trained_the_model_flatter_it_and_that_is_said(icu_file, icu_hours, model, tmp_path):
     assert (
-        "flatters"
+        "which flatters it"
         in evaluate_file("sepsis", "physionet2019", icu_file, str(model), tmp_path / "t.json").summary()
     )
     icu_hours.iloc[::-1].to_parquet(tmp_path / "other.parquet")
     other = evaluate_file(
         "sepsis", "physionet2019", tmp_path / "other.parquet", str(model), tmp_path / "t.json"
     )
-    assert "flatters" not in other.summary()
+    assert "which flatters it" not in other.summary()
 
 
 def test_a_part_of_the_challenges_patients_is_recognised_by_their_identifiers(icu_hours, model, tmp_path):
