@@ -7,7 +7,9 @@ writing to its own rows. What lies in memory is the matrix and a chunk a thread,
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -43,6 +45,8 @@ CHUNK_ROWS: Final = 131_072
 """Events of a file that a thread works on at once, and the encounter that they end in on top."""
 FEWEST_ROWS: Final = 8_192
 """Smaller chunks would cost more to take up than a thread more can save."""
+KEPT: Final = {-1: 128 << 20, -2: 4 << 20, -3: 4 << 20}
+"""glibc's ``M_TRIM_THRESHOLD``, ``M_TOP_PAD`` and ``M_MMAP_THRESHOLD``, in bytes."""
 
 _WORDS: Final = ["encounter_id", "concept", "status"]
 _NONE: Final = pd.Index([])
@@ -235,6 +239,7 @@ def _by_encounter(
         facts = _columns(table, (local, pd.RangeIndex(here.size)), concept, status, sources)
         build(flatten(facts, concepts), *rows.of(here), 1)
 
+    _keep_pages()
     with _Reader(path, max(threads, 1)) as reader:
         each(lambda _: reader.share(take), reader.threads, reader.threads)
     left = np.flatnonzero(~np.append(met, False)[rows.encounter])
@@ -242,6 +247,19 @@ def _by_encounter(
         nothing = np.empty(0, np.int64)
         none = FlatEvents(_NONE, concepts, np.zeros(1, np.int64), nothing, nothing, np.empty(0), nothing)
         build(none, np.full(left.size, -1), left, threads)
+
+
+@lru_cache(maxsize=1)
+def _keep_pages() -> None:
+    """Let this process use again what the arrays of a chunk leave behind, where its C library is glibc.
+
+    Given back to the kernel, pages come back zeroed, under a lock that every other thread waits for: two threads then
+    did 1.6 times the work of one, instead of 1.9 times.
+    """
+    with suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        for option, size in KEPT.items():
+            libc.mallopt(option, size)
 
 
 class _Reader:
