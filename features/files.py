@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -291,7 +291,7 @@ class _Reader:
         try:
             while pieces := self._next():
                 table, first = pieces
-                work(table, lambda rows, first=first: self._sources(rows + first))
+                work(table, partial(self._sources, first))
         except BaseException:
             with self._turn:
                 self._batches = iter(())
@@ -330,13 +330,15 @@ class _Sources:
         self._path, self._turn = path, Lock()
         self._read = lru_cache(maxsize=1)(self._groups)
 
-    def __call__(self, rows: Ints) -> pd.Series:
+    def __call__(self, before: int, chunk_rows: Ints) -> pd.Series:
+        rows = chunk_rows + before
         with self._turn:
             sizes = _group_sizes(self._path)
             start = np.append(0, np.cumsum(sizes))
             first, last = (int(np.searchsorted(start, row, "right")) - 1 for row in (rows.min(), rows.max()))
             found = self._read(first, last)
-        return found.take(pa.array(rows - start[first])).to_pandas().astype("str")
+        words: pd.Series = found.take(pa.array(rows - start[first])).to_pandas()
+        return words.astype("str")
 
     def _groups(self, first: int, last: int) -> pa.ChunkedArray:
         with pq.ParquetFile(self._path) as file:
@@ -368,7 +370,7 @@ def _all_alike(size: int) -> tuple[Codes, pd.Index]:
     return np.broadcast_to(np.int32(0), size), _FINAL
 
 
-def _indices(words: pa.DictionaryArray) -> npt.NDArray[np.integer]:
+def _indices(words: pa.DictionaryArray) -> Codes:
     """Positions in the dictionary, -1 where a word is missing."""
     indices = words.indices.fill_null(-1) if words.null_count else words.indices
     return np.asarray(indices.to_numpy())

@@ -181,7 +181,8 @@ def _one_by_one(
     raw = np.array([e.value for e in events], dtype=np.float64)
     concept, value, plain = clean_numbers(kinds, kind, raw)
     for k in np.flatnonzero(~plain).tolist():
-        concept[k], value[k], reason = clean_one(*kinds[kind[k]], events[k].value, events[k].text)
+        code, unit = kinds[int(kind[k])]
+        concept[k], value[k], reason = clean_one(code, unit, events[k].value, events[k].text)
         if reason is not None and k not in ignored:
             ignored[k] = fault_of(reason, Item.of(events[k], encounter_id, now))
     read = columns_of(concepts)[concept]

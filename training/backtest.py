@@ -120,7 +120,8 @@ def run(
         return issuing.scored(plan)
     edges = [len(plan) * k // threads for k in range(threads + 1)]
     done = Parallel(n_jobs=threads)(delayed(issuing.scored)(plan[a:b]) for a, b in pairwise(edges))
-    return pd.concat(done, ignore_index=True)
+    scored: pd.DataFrame = pd.concat(done, ignore_index=True)
+    return scored
 
 
 WORTH_SHARING: Final = 60

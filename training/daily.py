@@ -395,7 +395,7 @@ def _usual(given: Examples) -> Floats:
     some = np.stack(
         [np.where(np.isfinite(given.columns[n]), given.columns[n], stands) for n in USUAL], axis=1
     )
-    return np.clip(some, -FURTHEST, FURTHEST)
+    return np.asarray(np.clip(some, -FURTHEST, FURTHEST))
 
 
 def _mixture(given: Examples) -> Floats:
@@ -404,7 +404,7 @@ def _mixture(given: Examples) -> Floats:
     weight = np.sqrt(given.scale / given.scale.mean())[:, None]
     seen = np.column_stack([_usual(given), given.distance]) * weight
     # Only the triangle matters to least squares, whatever the number of rows.
-    seen = np.linalg.qr(seen, mode="r")
+    seen = np.asarray(np.linalg.qr(seen, mode="r"))
     best = np.argmin(((seen[:, :n] - seen[:, [n]]) ** 2).sum(axis=0))
     worth, sure = np.sqrt(USUAL_WORTH), 1e3 * np.sqrt(len(given.series))
     rows = np.concatenate([seen[:, :n], worth * np.eye(n), np.full((1, n), sure)])

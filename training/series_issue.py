@@ -362,7 +362,7 @@ def _drift(error: Floats, origins: Ints, h: int, past: Ints) -> Floats:
     came = past[np.isfinite(common[past])]
     together, square = (float((recent[came] * v[came]).sum()) for v in (common, recent))
     kept = together / square * len(came) / (len(came) + DRIFT_WORTH) if square > 0 else 0.0
-    return recent * float(np.clip(kept, 0.0, 1.0))
+    return np.asarray(recent * float(np.clip(kept, 0.0, 1.0)))
 
 
 def _spread(error: Floats, h: int) -> tuple[Spread, Floats]:

@@ -249,7 +249,7 @@ def tell_apart(facts: pd.DataFrame, before: pd.DataFrame | None = None) -> pd.Da
         .astype("str")
         .assign(day=together["received"].to_numpy(np.int64) // (24 * HOUR_US))
     )
-    series = key.groupby(list(key.columns), sort=False).ngroup().to_numpy(np.int64)
+    series = key.groupby(list(key.columns), sort=False).ngroup().to_numpy().astype(np.int64)
     size = np.where(np.isfinite(value), (bin_of(np.nan_to_num(value)) - 1) // ALIKE, N_BINS)
     again = pd.DataFrame({"series": series, "size": size}).duplicated().to_numpy()
     repeats = _repeats(series, together["received"].to_numpy(np.int64), value)

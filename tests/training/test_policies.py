@@ -37,9 +37,7 @@ def test_the_policy_keeps_to_its_budget_and_its_pages_are_the_truest(ward):
     assert len(tried) == 4
     rates = [stays.paged(policies.pages_of(stays, p, c.policy)).rate for c in tried]
     assert max(rates) <= 60
-    worths = {
-        c.policy: stays.paged(policies.pages_of(stays, p, c.policy)).table()["page_ppv"] for c in tried
-    }
+    worths = {c.policy: stays.paged(policies.pages_of(stays, p, c.policy)).table()["page_ppv"] for c in tried}
     assert worths[policy] == max(worths.values()) == max(c.worth for c in tried)
 
 
