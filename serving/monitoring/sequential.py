@@ -19,7 +19,7 @@ ODDS: Final = (1.5, 2.0)
 """Odds ratios that are bet on, each way."""
 BLOCK: Final = 100
 """A change is looked for from the first stay on, and from every hundredth."""
-FROM_START: Final = 0.5
+FROM_START: Final = 0.8
 """Share of the stakes on a change that was there from the start."""
 
 
