@@ -298,5 +298,5 @@ for stratum in Bundle.load(released).evaluation["table"]:
     )
 
 # %% [markdown]
-# The same on the open data themselves, ten minutes on two cores:
+# The same on the open data themselves, half an hour at most on two cores:
 # `wardcast train sepsis --source physionet2019 --input DIR`.
