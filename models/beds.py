@@ -263,7 +263,7 @@ class BedModel:
 
     @classmethod
     def of(cls, bundle: Bundle) -> BedModel:
-        """The bed model of an admissions bundle.
+        """The bed model of an admissions bundle, read once.
 
         Raises
         ------
@@ -274,7 +274,10 @@ class BedModel:
             raise SpecError(
                 f"Bundle {bundle.model_id} has no flow.json: it is not an admissions bundle trained on visits."
             )
-        return cls.from_dict(bundle.parts["flow"])
+        if "beds" not in bundle.made:
+            bundle.made["beds"] = cls.from_dict(bundle.parts["flow"])
+        model: BedModel = bundle.made["beds"]
+        return model
 
     def correction(self, what: str, window: str, level: str) -> Recalibration:
         """The conformal correction of one statement: the level's own, else of any specialty, else the identity."""

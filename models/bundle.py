@@ -126,6 +126,11 @@ class Bundle:
         return (*self.spec.features.names, *self.spec.section("model").get("calendar", ()))
 
     @cached_property
+    def made(self) -> dict[str, Any]:
+        """What others made of the parts and keep as long as the bundle, by name."""
+        return {}
+
+    @cached_property
     def calibrator(self) -> Calibrator:
         """From log-odds to probability."""
         return Calibrator.from_dict(self.parts["calibrator"])

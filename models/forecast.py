@@ -310,10 +310,11 @@ class Recalibration:
         """The forecast with its probabilities moved so that its quantiles are the corrected ones."""
         if self.nominal == self.adjusted:
             return forecast
-        cdf = np.clip(np.cumsum(forecast.pmf), 0.0, 1.0)
-        moved = np.interp(cdf, self.adjusted, self.nominal)
+        moved = np.interp(np.minimum(np.cumsum(forecast.pmf), 1.0), self.adjusted, self.nominal)
         moved[-1] = 1.0
-        return Counts(forecast.lowest, _whole(np.maximum(np.diff(moved, prepend=0.0), 0.0)))
+        pmf = moved.copy()
+        pmf[1:] -= moved[:-1]
+        return Counts(forecast.lowest, _whole(np.maximum(pmf, 0.0)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

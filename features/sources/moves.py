@@ -69,6 +69,8 @@ def located_at(visits: pd.DataFrame, moves: pd.DataFrame, at: datetime) -> pd.Da
     Adds ``since``: when that specialty began, the admission where there was no move; NaT for who is in no bed.
     """
     known = moves[moves["time"] <= pd.Timestamp(at)].drop_duplicates("encounter_id", keep="last")
+    if known.empty:  # usual where a site sends no moves
+        return visits.assign(since=visits["admission_time"].astype(UTC_US))
     latest = known.set_index("encounter_id").reindex(visits["encounter_id"]).reset_index(drop=True)
     latest.index = visits.index
     bedded = visits["admission_time"].notna()

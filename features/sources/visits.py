@@ -361,27 +361,28 @@ def visit_events(visits: pd.DataFrame) -> pd.DataFrame:
         "age_years": visits["age_years"].to_numpy("float64"),
         "male": np.select([visits["sex"] == "male", visits["sex"] == "female"], [1.0, 0.0], np.nan),
     }
-    parts = [_visit_facts(visits, concept, np.asarray(v, "float64")) for concept, v in facts.items()]
-    return pd.concat(parts, ignore_index=True) if len(visits) else empty_events()
+    return _visit_facts(visits, facts) if len(visits) else empty_events()
 
 
-def _visit_facts(visits: pd.DataFrame, concept: str, values: np.ndarray) -> pd.DataFrame:
-    keep = ~np.isnan(values)
-    rows: pd.DataFrame = visits.loc[keep, ["subject_id", "encounter_id", "arrival_time"]].reset_index(
-        drop=True
-    )
-    facts = rows.assign(
-        time=rows["arrival_time"],
-        available_time=rows["arrival_time"],
-        code=f"WARDCAST//{concept}",
-        concept=concept,
-        numeric_value=values[keep],
-        text_value=None,
-        unit=None,
-        status="final",
-        source_id="visit",
-    )
-    return facts[list(EVENT_COLUMNS)]
+def _visit_facts(visits: pd.DataFrame, facts: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """One row for each visit and concept with a value, concept by concept."""
+    values = np.stack([np.asarray(v, "float64") for v in facts.values()])
+    which, row = np.nonzero(~np.isnan(values))
+    came = visits["arrival_time"].array[row]
+    columns = {
+        "subject_id": visits["subject_id"].array[row],
+        "encounter_id": visits["encounter_id"].array[row],
+        "time": came,
+        "available_time": came,
+        "code": pd.array([f"WARDCAST//{c}" for c in facts], dtype="str")[which],
+        "concept": pd.array(list(facts), dtype="str")[which],
+        "numeric_value": values[which, row],
+        "text_value": None,
+        "unit": None,
+        "status": "final",
+        "source_id": "visit",
+    }
+    return pd.DataFrame({c: columns[c] for c in EVENT_COLUMNS}, index=range(len(row)))
 
 
 def attendance_encounters(visits: pd.DataFrame) -> pd.DataFrame:

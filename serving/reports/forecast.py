@@ -271,11 +271,13 @@ def forecast_beds(
     visits = normal_visits(visits)
     beside = Outlook() if outlook is None else outlook
     seen = located_at(known_at(visits, now), beside.moves, now)
-    situation = model.situation(seen, events, bundle, now, timezone, beside.elective, beside.covariates)
+    present = census.undecided(seen, now)["encounter_id"]
+    theirs = events[events["encounter_id"].isin(present)]
+    situation = model.situation(seen, theirs, bundle, now, timezone, beside.elective, beside.covariates)
     futures = model.futures(situation, windows, _rng(now))
     cells = assemble(model, situation, futures, windows, capacity)
     surge = _surge(model, situation, windows)
-    fresh = _freshness(seen, events, situation, model)
+    fresh = _freshness(seen, theirs, situation, model)
     past = (
         _record(visits, events, bundle, model, now, timezone, record_days, beside.covariates)
         if record_days
@@ -312,9 +314,13 @@ def normal_visits(visits: pd.DataFrame) -> pd.DataFrame:
     if absent:
         raise DataError(f"The visits lack {', '.join(absent)}. Read them with features.sources.visits.read.")
     texts = ("encounter_id", "subject_id", "specialty", "unit", "sex", "arrival_mode")
-    return visits[list(VISIT_COLUMNS)].assign(
-        **{c: visits[c].astype("object").where(visits[c].notna(), "").astype("str") for c in texts}
-    )
+    return visits[list(VISIT_COLUMNS)].assign(**{c: _filled(visits[c]) for c in texts})
+
+
+def _filled(texts: pd.Series) -> pd.Series:
+    if texts.dtype == "str":
+        return texts.fillna("")
+    return texts.astype("object").where(texts.notna(), "").astype("str")
 
 
 def _rng(at: pd.Timestamp) -> np.random.Generator:
@@ -367,14 +373,13 @@ def _past(
 # ------------------------------------------------------------ freshness
 
 
-def _freshness(seen: pd.DataFrame, events: pd.DataFrame, situation: Situation, model: BedModel) -> Freshness:
+def _freshness(seen: pd.DataFrame, theirs: pd.DataFrame, situation: Situation, model: BedModel) -> Freshness:
+    """``theirs`` are the events of the undecided."""
     now = situation.at
     times = ["arrival_time", "decision_time", "admission_time", "discharge_time"]
     newest = seen[times].max().max() if len(seen) else pd.NaT
-    mine = events[
-        events["encounter_id"].isin(situation.in_ed["encounter_id"]) & (events["available_time"] <= now)
-    ]
-    newest_event = mine["available_time"].max() if len(mine) else pd.NaT
+    heard = theirs.loc[theirs["available_time"] <= now, "available_time"]
+    newest_event = heard.max() if len(heard) else pd.NaT
     silent: list[str] = []
     notes: list[str] = []
     if pd.isna(newest):
