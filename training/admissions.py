@@ -20,6 +20,7 @@ import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from features import census
 from features.clean import clean
@@ -339,7 +340,9 @@ def train(
     began = time.monotonic()
     made = Spec.load(spec or SPEC)
     hospital = load(source, input, made)
-    parts = fit(hospital, made, threads)
+    # Tall and narrow matrices: more threads of linear algebra wait for one another, at six times the CPU.
+    with threadpool_limits(1, "blas"):
+        parts = fit(hospital, made, threads)
     folder = output or _default_folder()
     bundle = _write(folder, made, hospital, parts)
     tracked = _track(bundle, time.monotonic() - began) if register else ""
