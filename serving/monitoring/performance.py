@@ -167,7 +167,8 @@ _QUARTER_US: Final = QUARTER // timedelta(microseconds=1)
 def judge(hours: Hours, outcomes: Outcomes, rule: Rule, until: datetime) -> Judged:
     """Hours whose outcome is known by ``until``, with it."""
     onset_us = outcomes.onset.reindex(hours.names)
-    known = np.isin(np.array(hours.names, dtype=object), outcomes.onset.index.to_numpy(dtype=object))
+    # Hashed: a year has 100,000 of either, and numpy would compare each with each.
+    known = pd.Index(hours.names, dtype=object).isin(outcomes.onset.index)
     onset = np.where(onset_us.isna(), np.inf, onset_us.astype("int64").to_numpy(np.float64) / HOUR_US)
     ahead = onset[hours.stay] - hours.hour
     label, counts = rule.label(ahead)
