@@ -251,7 +251,9 @@ def _about(row: Mapping[str, Any]) -> str:
         return f"{row['trained_on']}_to_{row['tested_on']}"
     if "group" in row:
         return f"{row['group']}.{row['value']}"
-    return str(next((row[key] for key in ("hospital", "policy", "model", "measure") if row.get(key)), "unknown"))
+    return str(
+        next((row[key] for key in ("hospital", "policy", "model", "measure") if row.get(key)), "unknown")
+    )
 
 
 def _name(prefix: str) -> str:
