@@ -101,11 +101,8 @@ def create_app(settings: Settings) -> FastAPI:
     """
     _log_at(settings.log_level)
     state = Wardcast(settings)
-    silent: Any = {
-        "tracing": False,
-        "metrics": False,
-        "logs": False,
-    }  # we log and count ourselves, without identities
+    # We log and count ourselves, without identities.
+    silent: Any = {"tracing": False, "metrics": False, "logs": False}
     app = FastAPI(title="Wardcast", version=VERSION, docs_url=None, redoc_url=None, telemetry=silent)
     app.state.wardcast = state
     catch_up(state)
