@@ -19,7 +19,7 @@ reported after it, so a forecast cannot learn of its future through the cleaning
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -34,6 +34,7 @@ from features.errors import DataError
 from features.sources import visits
 from features.sources.vocabulary import toml
 
+Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Shape = Literal["hourly", "daily", "visits"]
 
@@ -51,6 +52,7 @@ KEYS: Final[dict[str, str]] = {
     "zeros": "real, missing or auto (default): a zero is missing where 28 reports before it make it incredible",
     "absent": "missing (default) or zero: what an hour or day without a row means",
     "holidays": "country of the public holidays, such as GB-ENG or IE; empty for none",
+    "zone": "stamps without an offset are UTC, and hours and days are of this zone, such as Europe/London",
     "names": "shape visits: our column = theirs, as for `wardcast data schema visits`",
     "snapshots": "shape visits, rows that are snapshots: { date, clock, elapsed_s, visit } name their columns",
 }
@@ -69,6 +71,8 @@ INCREDIBLE: Final = 10.0
 """A zero after days whose median is at least this is no count: a Poisson day of 10 is empty once in 22,000 days."""
 MOST_YEARS: Final = 60
 """A file that spans more has a mistyped year, whose grid would fill the memory."""
+COMMON_FROM_DAYS: Final = 28
+"""Days after which a specialty is forecast from the day on that it had one visit a day so far."""
 FLOWS: Final = {
     "arrivals": "arrival_time",
     "admissions": "admission_time",
@@ -95,6 +99,8 @@ class Panel:
         What the file's own stamps carried, empty for none: stamps are given back as they came.
     holidays : str
     account : CountAccount
+    unmarked : bool
+        The file's stamps are UTC and do not say so.
     """
 
     names: tuple[str, ...]
@@ -106,6 +112,7 @@ class Panel:
     zone: str
     holidays: str
     account: CountAccount
+    unmarked: bool = False
 
     @property
     def step(self) -> pd.Timedelta:
@@ -118,8 +125,8 @@ class Panel:
             return stamps
         if self.zone == "UTC":
             return stamps.tz_localize("UTC")
-        local = stamps.tz_localize(ZoneInfo(self.zone), ambiguous=True, nonexistent="shift_forward")
-        return local.tz_convert("UTC")
+        local = _localised(stamps, self.zone)
+        return local.tz_convert(None) if self.unmarked else local.tz_convert("UTC")
 
 
 @dataclass(frozen=True)
@@ -229,12 +236,14 @@ def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: 
     values = _values(raw, said, {time, *by})
     beside = [c for c in _listed(raw, said, "beside") if c not in values]
     rows, reasons = _kept(raw, said.get("drop", {}))
-    stamps, zone, bad = wall_clock(rows[time], timezone, time)
+    column, timezone, unmarked = _with_zone(rows[time], str(said.get("zone", "")), timezone, step_h)
+    stamps, zone, bad = wall_clock(column, timezone, time)
     stamps = stamps.dt.floor("h" if step_h == 1 else "D")
     identity = _identities(rows, by)
     reasons["rows without a readable stamp"] = bad
-    long = rows.assign(_series=identity, _stamp=stamps)[stamps.notna() & identity.notna()]
+    long = rows.assign(_series=identity, _stamp=stamps, _came=column)[stamps.notna() & identity.notna()]
     grid = _grid(long["_stamp"], step_h)
+    long["_second"] = _turns(long, grid, timezone, bool(zone)) if step_h == 1 else False
     names = sorted(long["_series"].unique())
     tables = {c: _table(long, c, names, grid, reasons, c in values) for c in [*values, *beside]}
     absent, zeros = str(said.get("absent", "missing")), str(said.get("zeros", "auto"))
@@ -265,24 +274,59 @@ def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: 
             zone,
             str(said.get("holidays", "")),
             account,
+            unmarked,
         )
     )
+
+
+def _with_zone(column: pd.Series, zone: str, timezone: str, step_h: int) -> tuple[pd.Series, str, bool]:
+    """The stamps as UTC where a mapping says that they are, whose clock they are to be read on, and whether they were.
+
+    Days are so only in a file that betrays it, by summer days that begin at 23:00: others write days as they are.
+    """
+    if not zone or column.dtype.kind != "M" or isinstance(column.dtype, pd.DatetimeTZDtype):
+        return column, timezone, False
+    if step_h == 24 and bool((column.dropna() == column.dropna().dt.normalize()).all()):
+        return column, timezone, False
+    return column.dt.tz_localize("UTC"), zone, True
+
+
+def _turns(long: pd.DataFrame, grid: pd.DatetimeIndex, timezone: str, marked: bool) -> Bools:
+    """Which rows are of the second turn of an hour that autumn's clocks show twice, shape (n_rows,).
+
+    Stamps with an offset say which turn is theirs; of others the second report of a series is the second's.
+    """
+    second = np.zeros(len(long), dtype=bool)
+    twice = grid[_localised(grid, timezone, "NaT").isna()]
+    some = long["_stamp"].isin(twice).to_numpy()
+    if not some.any():
+        return second
+    rows = long[some]
+    if marked:  # summer time comes first
+        came = _parsed(rows["_came"], timezone)[0].dt.tz_convert("UTC").dt.floor("h")
+        second[some] = came.to_numpy() != _localised(pd.DatetimeIndex(rows["_stamp"]), timezone).tz_convert(
+            "UTC"
+        )
+    else:
+        second[some] = rows.duplicated(["_series", "_stamp"])
+    return second
+
+
+def _localised(stamps: pd.DatetimeIndex, timezone: str, ambiguous: Any = True) -> pd.DatetimeIndex:
+    """The wall clock's stamps as instants; hours that spring's clocks skip are moved on."""
+    return stamps.tz_localize(ZoneInfo(timezone), ambiguous=ambiguous, nonexistent="shift_forward")
 
 
 def _with_reports(panel: Panel) -> Panel:
     """Only series with a single report at least; the others are counted."""
     there = np.asarray(np.isfinite(panel.values).any(axis=1))
     panel.account.reasons["series without any count, left out"] = int((~there).sum())
-    return Panel(
-        tuple(n for n, t in zip(panel.names, there, strict=True) if t),
-        tuple(q for q, t in zip(panel.quantities, there, strict=True) if t),
-        panel.stamps,
-        panel.values[there],
-        {c: v[there] for c, v in panel.beside.items()},
-        panel.step_h,
-        panel.zone,
-        panel.holidays,
-        panel.account,
+    return replace(
+        panel,
+        names=tuple(n for n, t in zip(panel.names, there, strict=True) if t),
+        quantities=tuple(q for q, t in zip(panel.quantities, there, strict=True) if t),
+        values=panel.values[there],
+        beside={c: v[there] for c, v in panel.beside.items()},
     )
 
 
@@ -429,19 +473,19 @@ def _table(
     reasons: dict[str, int],
     tell: bool,
 ) -> Floats:
-    """One column as series by steps; of repeated stamps the first count that is none too many is kept."""
+    """One column as series by steps; of repeated stamps the first count is kept, and two turns of an hour add up."""
     number = pd.to_numeric(long[column], errors="coerce")
     bad = (number.isna() & long[column].notna()) | (number < 0)
     number = number.mask(number < 0)
-    rows = long[["_series", "_stamp"]].assign(v=number).dropna(subset=["v"])
-    again = rows.duplicated(["_series", "_stamp"])
+    rows = long[["_series", "_stamp", "_second"]].assign(v=number).dropna(subset=["v"])
+    again = rows.duplicated(["_series", "_stamp", "_second"])
     if tell:
         _count(reasons, f"values of {column} that are no count, taken as missing", int(bad.sum()))
         _count(reasons, f"repeated rows of {column}, the first kept", int(again.sum()))
-    rows = rows[~again]
+    total = rows[~again].groupby(["_series", "_stamp"])["v"].sum()
     out = np.full((len(names), len(grid)), np.nan)
-    place = pd.Index(names).get_indexer(pd.Index(rows["_series"]))
-    out[place, grid.get_indexer(pd.DatetimeIndex(rows["_stamp"]))] = rows["v"]
+    place = pd.Index(names).get_indexer(total.index.get_level_values(0))
+    out[place, grid.get_indexer(pd.DatetimeIndex(total.index.get_level_values(1)))] = total
     return out
 
 
@@ -471,7 +515,7 @@ def _credible(table: Floats, zeros: str, step_h: int, reasons: dict[str, int]) -
     return np.where(gone, np.nan, table)
 
 
-def _silent_days(row: Floats) -> npt.NDArray[np.bool_]:
+def _silent_days(row: Floats) -> Bools:
     """Zeros before the first count, and zeros where the median of the 28 counts before is too high for one."""
     gone = np.zeros(len(row), dtype=bool)
     seen: list[float] = []
@@ -484,7 +528,7 @@ def _silent_days(row: Floats) -> npt.NDArray[np.bool_]:
     return gone
 
 
-def _silent_hours(row: Floats) -> npt.NDArray[np.bool_]:
+def _silent_hours(row: Floats) -> Bools:
     """Zeros of a run in which, by the same hours of the four weeks before, at least 15 should have come by then."""
     gone = np.zeros(len(row), dtype=bool)
     begun = np.maximum.accumulate(np.nan_to_num(row)) > 0
@@ -526,14 +570,16 @@ def _visits_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], timezone
     step_h = 24 if dated else 1
     specialty = table[columns["specialty"]] if "specialty" in columns else None
     counted = _flows(times, specialty, step_h)
-    grid = next(iter(counted.values())).index
+    grid = pd.DatetimeIndex(next(iter(counted.values())).index)
     values = np.stack([v.to_numpy("float64") for v in counted.values()])
     values = _credible(values, str(said.get("zeros", "auto")), step_h, reasons)
+    if step_h == 1:  # an hour that spring's clocks skip was not an empty one
+        values[:, _localised(grid, timezone).tz_localize(None) != grid] = np.nan
     _needs_counts(values, list(flows.values()))
     account = CountAccount(len(raw), int(np.isfinite(values).sum()), layout, flows, reasons)
     quantities = tuple(name.partition("/")[0] for name in counted)
     return Panel(
-        tuple(counted), quantities, pd.DatetimeIndex(grid), values, {}, step_h, zone,
+        tuple(counted), quantities, grid, values, {}, step_h, zone,
         str(said.get("holidays", "")), account,
     )  # fmt: skip
 
@@ -542,7 +588,8 @@ def _flows(times: Mapping[str, pd.Series], specialty: pd.Series | None, step_h: 
     """Each flow by step; admissions (else arrivals) also by specialty; by day, the beds taken at midnight.
 
     The last step is left out, since a file usually ends in the middle of one. Discharges of those who came before the
-    file begins are not in it, so days are counted from its first arrival on.
+    file begins are not in it, so days are counted from its first arrival on. A specialty is a series from the day on
+    that it had one visit a day so far, on or after the 28th: which ones become common later is not known before.
     """
     unit = "h" if step_h == 1 else "D"
     lead = next(iter(times.values())).dropna()
@@ -556,12 +603,27 @@ def _flows(times: Mapping[str, pd.Series], specialty: pd.Series | None, step_h: 
     made = {flow: counted(t) for flow, t in times.items()}
     split = "admissions" if "admissions" in times else next(iter(times))
     if specialty is not None:
-        common = specialty.value_counts()
-        for name in common.index[common >= len(grid) * step_h / 24]:
-            made[f"{split}/{name}"] = counted(times[split][specialty == name])
+        for name in sorted(specialty.dropna().unique()):
+            own = counted(times[split][specialty == name])
+            known = _since_common(own.to_numpy(), 24 // step_h)
+            if np.isfinite(known).any():
+                made[f"{split}/{name}"] = pd.Series(known, grid)
     if step_h == 24 and {"admissions", "discharges"} <= set(times):
         made["occupied"] = (made["admissions"] - made["discharges"]).cumsum()
     return made
+
+
+def _since_common(row: Floats, day: int) -> Floats:
+    """Counts of a specialty, missing before it had one a day so far; all NaN where it never had.
+
+    No forecast is issued from fewer than 28 days, so that one that is common by then is known from its beginning.
+    """
+    steps = np.arange(1, len(row) + 1)
+    common = np.flatnonzero((np.cumsum(row) >= steps / day) & (steps >= COMMON_FROM_DAYS * day))
+    if not len(common):
+        return np.full(len(row), np.nan)
+    begins = int(common[0]) + 1
+    return np.where(np.arange(len(row)) >= (begins if begins > COMMON_FROM_DAYS * day else 0), row, np.nan)
 
 
 def _from_snapshots(raw: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:

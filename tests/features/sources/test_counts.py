@@ -143,6 +143,62 @@ def test_stamps_are_given_back_as_they_came(tmp_path: Path):
     assert panel.as_came(panel.stamps).equals(stamps.as_unit("us"))
 
 
+def test_the_hour_that_autumn_shows_twice_keeps_both_its_counts(tmp_path: Path):
+    hours = pd.date_range("2025-10-25 23:00", periods=5, freq="h", tz="UTC")
+    table = pd.DataFrame({"time": [*hours, hours[2]], "n": [1, 2, 4, 8, 16, 99]})  # 01:00 UTC was told twice
+    marked = counts.read(written(tmp_path, table.astype({"time": "str"})), "hourly", timezone="Europe/London")
+    assert marked.values[0].tolist() == [1, 6, 8, 16]  # 00:00, both turns of 01:00, 02:00, 03:00
+    assert marked.account.reasons["repeated rows of n, the first kept"] == 1
+    local = table.assign(time=table["time"].dt.tz_convert("Europe/London").dt.tz_localize(None))
+    bare = counts.read(written(tmp_path, local, "local.csv"), "hourly", timezone="Europe/London")
+    assert bare.values[0].tolist() == [1, 2 + 4, 8, 16]
+    elsewhere = counts.read(written(tmp_path, local, "local.csv"), "hourly")  # UTC has no such hour
+    assert elsewhere.values[0].tolist() == [1, 2, 8, 16]
+
+
+def test_the_hour_that_spring_skips_is_not_an_empty_one(tmp_path: Path):
+    arrived = pd.date_range("2025-03-29 12:00", periods=80, freq="20min", tz="UTC")
+    visits = pd.DataFrame({"arrival_time": arrived.astype("str")})
+    panel = counts.read(written(tmp_path, visits), "visits", timezone="Europe/London")
+    assert panel.stamps[np.isnan(panel.values[0])].tolist() == [pd.Timestamp("2025-03-30 01:00")]
+    assert np.nansum(panel.values) == 78  # all but the last hour's, which the file may break off in
+
+
+def test_days_of_summer_written_as_utc_are_the_days_they_mean(tmp_path: Path):
+    days_of_summer = pd.date_range("2022-03-26", periods=4, tz="Europe/London").tz_convert(None)
+    assert days_of_summer[2] == pd.Timestamp("2022-03-27 23:00")
+    mapping = tmp_path / "site.toml"
+    mapping.write_text('zone = "Europe/London"\n', encoding="utf-8")
+    table = pd.DataFrame({"date": days_of_summer, "beds": [80, 81, 82, 83]})
+    table.to_parquet(tmp_path / "beds.parquet")
+    panel = counts.read(tmp_path / "beds.parquet", "daily", mapping)
+    assert panel.stamps.equals(pd.date_range("2022-03-26", periods=4, freq="D", unit="us"))
+    assert panel.values.tolist() == [[80, 81, 82, 83]]
+    assert panel.as_came(panel.stamps).equals(days_of_summer.as_unit("us"))
+
+
+def test_a_specialty_is_a_series_from_the_day_on_that_it_was_seen_to_be_common(tmp_path: Path):
+    day = pd.date_range("2025-01-06", periods=90, freq="D")
+    often = pd.DataFrame({"admission_time": day.repeat(2), "specialty": "medicine"})
+    new = pd.DataFrame(
+        {"admission_time": day[60:].repeat(4), "specialty": "frailty"}
+    )  # 4 a day from the 61st on
+    rare = pd.DataFrame({"admission_time": day[::3], "specialty": "eyes"})
+
+    def series(table: pd.DataFrame) -> dict[str, np.ndarray]:
+        path = written(tmp_path, table.sort_values("admission_time"))
+        panel = counts.read(path, "visits")
+        return dict(zip(panel.names, panel.values, strict=True))
+
+    whole = series(pd.concat([often, new, rare]))
+    assert set(whole) == {"admissions", "admissions/medicine", "admissions/frailty"}
+    assert np.isfinite(whole["admissions/medicine"]).all()
+    # 4 (n - 60) >= n at n = 80: of the frail, the 81st day is the first to count.
+    assert np.flatnonzero(np.isfinite(whole["admissions/frailty"]))[0] == 80
+    early = series(pd.concat([often, new, rare]).loc[lambda t: t["admission_time"] < day[75]])
+    assert set(early) == {"admissions", "admissions/medicine"}
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [
