@@ -187,8 +187,7 @@ class Fitted:
 
     def weights(self, label: Ints) -> Floats:
         """What each row counts so that the file has the prevalence the model is for."""
-        yes, no = self.prevalence / self.in_file, (1 - self.prevalence) / (1 - self.in_file)
-        return np.where(label == 1, yes, no)
+        return weights(label, self.prevalence, self.in_file)
 
     def score(self, matrix: npt.NDArray[np.float32]) -> Floats:
         """P(admission)."""
@@ -232,6 +231,11 @@ def safe(name: str) -> str:
 
 
 # ------------------------------------------------------------ judge
+
+
+def weights(label: Ints, prevalence: float, in_file: float) -> Floats:
+    """What each row counts so that a file with the share ``in_file`` admitted has ``prevalence``."""
+    return np.where(label == 1, prevalence / in_file, (1 - prevalence) / (1 - in_file))
 
 
 def judge(label: Ints, probability: Floats, weight: Floats, visit: Ints) -> dict[str, Any]:
@@ -324,6 +328,7 @@ def train(
     test = rows.part == 2
     label = rows.label[test]
     figures = judge(label, fitted.score(rows.matrix[test]), fitted.weights(label), rows.visit[test])
+    figures["admitted_in_file"] = fitted.in_file
     bundle = _write(
         output or _default_folder(), rows, fitted, {"p_admission": figures}, meaning, _digest(input)
     )
@@ -352,25 +357,44 @@ def score_file(input: Path, output: Path, model: str | None) -> TriageResult:
 def evaluate_file(
     input: Path, model: str | None, output: Path | None, mapping: Path | None = None
 ) -> TriageResult:
-    """Judge a bundle on a file with outcomes; ``mapping`` where they are called otherwise than in training."""
+    """Judge a bundle on a file with outcomes; ``mapping`` where they are called otherwise than in training.
+
+    Rows count as if as many were admitted as the mapping's ``prevalence`` says: without a mapping, as many as the
+    model was corrected for in training, since files like that one are balanced. A mapping that names none takes the
+    file as it is.
+    """
     bundle = _load(model)
     made = bundle.spec.section("model")
     raw = load_table(input)
     meaning = (
-        Mapping.read(mapping) if mapping else Mapping(made["outcome"], made["admitted"], visit=made["visit"])
+        Mapping.read(mapping)
+        if mapping
+        else Mapping(
+            made["outcome"], made["admitted"], visit=made["visit"], prevalence=_corrected_for(bundle)
+        )
     )
     rows = rows_of(raw, meaning, _columns(bundle))
-    figures = judge(rows.label, bundle.score(rows.matrix), np.ones(len(raw)), rows.visit)
+    in_file = float(rows.label.mean())
+    counted = weights(rows.label, meaning.prevalence or in_file, in_file)
+    figures = judge(rows.label, bundle.score(rows.matrix), counted, rows.visit) | {
+        "admitted_in_file": in_file
+    }
     if output is not None:
         output.write_text(dump_json(figures), encoding="utf-8")
     return TriageResult(evaluation_table(figures), {"p_admission": figures})
+
+
+def _corrected_for(bundle: Bundle) -> float | None:
+    """The share admitted that a model was corrected to in training; None if its file was taken as it was."""
+    data = bundle.parts["data"]
+    return None if data["prevalence"] == data["admitted_in_file"] else float(data["prevalence"])
 
 
 def evaluation_table(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
         f"P(admission), once a visit ({figures['rows']:,} rows of {figures['visits']:,} visits, "
-        f"{figures['prevalence']:.1%} admitted):",
+        f"{figures['prevalence']:.1%} admitted{_weighted(figures)}):",
         "",
         "| | value | 95 % interval by visit |",
         "|---|---|---|",
@@ -380,6 +404,12 @@ def evaluation_table(figures: dict[str, Any]) -> str:
         for n in ("auroc", "slope", "intercept", "ece", "brier")
     ]
     return "\n".join(lines)
+
+
+def _weighted(figures: dict[str, Any]) -> str:
+    """Whether rows were weighted, in words."""
+    in_file = figures.get("admitted_in_file", figures["prevalence"])
+    return "" if abs(in_file - figures["prevalence"]) < 5e-4 else f" as weighted, {in_file:.1%} in the file"
 
 
 def _columns(bundle: Bundle) -> tuple[str, ...]:

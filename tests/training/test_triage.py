@@ -87,6 +87,23 @@ def test_figures_are_those_of_others(folder: Path):
     assert found["auroc_interval"][0] < found["auroc"] < found["auroc_interval"][1]
 
 
+def test_a_balanced_file_is_judged_at_the_prevalence_that_training_corrected_to(folder: Path):
+    raw, _ = table(12_000, 7, balanced=True)
+    raw.to_parquet(folder / "balanced.parquet")
+    asked = folder / "balanced.parquet", str(folder / "model"), None
+    mine = triage.evaluate_file(*asked)
+    found = mine.evaluation["p_admission"]
+    assert found["prevalence"] == pytest.approx(share(table(60_000, 9)[0]), abs=1e-4)
+    assert found["admitted_in_file"] == pytest.approx(0.5, abs=0.02)
+    assert found["ece"] < 0.03
+    assert "as weighted, " in mine.summary()
+    (folder / "as_it_is.toml").write_text(MAPPING)
+    as_it_is = triage.evaluate_file(*asked, folder / "as_it_is.toml").evaluation["p_admission"]
+    assert as_it_is["prevalence"] == as_it_is["admitted_in_file"]
+    assert as_it_is["auroc"] == pytest.approx(found["auroc"])  # ranks do not ask how many there are
+    assert as_it_is["ece"] > 0.1
+
+
 def test_weights_stand_for_rows():
     """A row of weight 2 is the row twice."""
     rng = np.random.default_rng(4)
