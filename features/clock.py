@@ -19,7 +19,8 @@ import pandas as pd
 from features.errors import DataError
 
 UTC_US = pd.DatetimeTZDtype("us", "UTC")
-HOUR_US = 3_600_000_000
+MINUTE_US = 60_000_000
+HOUR_US = 60 * MINUTE_US
 STAY_US = np.iinfo(np.int64).max
 """A lookback that reaches back to the first event of the encounter."""
 

@@ -112,6 +112,10 @@ class Reading:
     def moment(self, segment: Segment | None, n: int) -> Moment:
         return moment(segment.get(n), self.where) if segment is not None else NEVER
 
+    def first_moment(self, *places: tuple[Segment | None, int]) -> Moment:
+        """The first time that stands in one of some fields."""
+        return next((m for segment, n in places if (m := self.moment(segment, n)) is not NEVER), NEVER)
+
     def coded(self, segment: Segment, n: int) -> tuple[str, str, str, str]:
         """``(code, concept, unit when none is written, name)`` of a CE or CWE."""
         candidates, name = _candidates(segment.raw(n), segment.marks, segment.codec)

@@ -76,14 +76,13 @@ def _order_number(order: Order) -> str:
 
 def _taken(reading: Reading, order: Order, obx: Segment | None) -> Moment:
     """When it was observed or drawn."""
-    spoken = (reading.moment(obx, 14), reading.moment(order.obr, 7), reading.moment(order.specimen, 17))
-    return next((m for m in spoken if m is not NEVER), NEVER)
+    return reading.first_moment((obx, 14), (order.obr, 7), (order.specimen, 17))
 
 
 def _reported(reading: Reading, order: Order, obx: Segment | None, taken: Moment, status: str) -> int:
     """When the result could be seen, never before it happened; a correction not before its message was sent."""
-    spoken = (reading.moment(order.obr, 22), reading.moment(obx, 19), reading.sent)
-    issued = next((m for m in spoken if m is not NEVER), NEVER)
+    issued = reading.first_moment((order.obr, 22), (obx, 19))
+    issued = reading.sent if issued is NEVER else issued
     known = issued.known if issued is not NEVER else taken.known
     if status in ("corrected", "deleted"):
         # OBR-22 often keeps the time of the first report.

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from features.clock import HOUR_US, UTC_US, from_micros
+from features.clock import HOUR_US, MINUTE_US, UTC_US, from_micros
 from features.events import ENCOUNTER_COLUMNS, EVENT_COLUMNS, empty_events
 from features.sources import physiology
 from features.sources.visits import attendance_encounters, known_at
@@ -34,7 +34,6 @@ from features.sources.visits import attendance_encounters, known_at
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-MINUTE_US: Final = HOUR_US // 60
 WARM_UP: Final = timedelta(days=35)
 """Simulated before ``start`` so that the wards are not empty on the first day."""
 

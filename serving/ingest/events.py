@@ -146,7 +146,8 @@ class Item:
         value, text, unit, status = said
         delay = 0 if status in REVISIONS else policy_us(code, concept)
         available = max(time, min(time + delay, received)) if stated is None else stated
-        content = facts.content_hash((encounter_id, source_id, code, time, stated, value, text, unit, status))
+        parts = (encounter_id, source_id, code, time, stated, value, text, unit, status)
+        content = facts.content_hash(parts, time)
         own = source_id or f"content:{content.hex()[:32]}"
         identified, dated = source_id is not None, stated is not None
         return cls(
@@ -317,7 +318,7 @@ def _dated(item: Item, story: Story, received: int | None) -> Item:
 
 def _end(item: Item, concept: str) -> Item:
     """The deletion that withdraws what an item disproves."""
-    content = facts.content_hash((item.content, concept, "withdrawn"))
+    content = facts.content_hash((item.content, concept, "withdrawn"), item.time)
     code = f"WARDCAST//{concept}"
     return replace(item, code=code, value=None, text=None, unit=None, status="deleted", content=content)
 

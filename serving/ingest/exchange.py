@@ -24,7 +24,8 @@ from serving.clock import from_us
 from serving.ingest.events import Item, Verdict, take_in
 from serving.schemas import EncounterIn
 from serving.store import facts, people
-from serving.store.people import MARKS, Mark
+from serving.store.people import Mark
+from serving.store.tables import MARKS
 
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]+")
 LONGEST_NAME: Final = 128

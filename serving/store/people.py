@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, insert, select
 
 from serving.store import facts
 from serving.store.facts import chunks
-from serving.store.tables import encounters, events, merges, persons
-
-MARKS: Final = (
-    "location", "hospital_admission", "ed_arrival", "icu_admission", "hospital_discharge", "death",
-)  # fmt: skip
-"""Concepts of which an encounter's present picture is made."""
+from serving.store.tables import OF_COURSE, encounters, events, merges, persons
 
 
 class Mark(NamedTuple):
@@ -136,7 +131,7 @@ def courses(connection: Connection, ids: Iterable[str]) -> dict[str, list[Mark]]
     for some in chunks(ids):
         query = select(
             e.seq, e.encounter_id, e.concept, e.time, e.available_time, e.raw_text, e.source_id, e.status
-        ).where(e.encounter_id.in_(some), e.concept.in_(MARKS), e.reason.is_(None))
+        ).where(e.encounter_id.in_(some), OF_COURSE)
         for seq, who, concept, time, available, place, source_id, status in connection.execute(query):
             mark = Mark(concept, time, available, place or "", source_id, status)
             key, rank = (who, concept, source_id), (available, seq)

@@ -21,9 +21,10 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 
 Micros = BigInteger
 Sequence = BigInteger().with_variant(Integer, "sqlite")
@@ -59,6 +60,13 @@ encounters = Table(
     sqlite_autoincrement=True,
 )
 
+MARKS: Final = (
+    "location", "hospital_admission", "ed_arrival", "icu_admission", "hospital_discharge", "death",
+)  # fmt: skip
+"""Concepts of which an encounter's present picture is made."""
+OF_COURSE: Final = text(f"concept in ({', '.join(map(repr, MARKS))}) and reason is null")
+"""Usable events of these; written out, since a database takes a partial index only for the very condition it has."""
+
 # One row a fact as it was received. `reason` is empty where the fact can be used; else why it was set aside.
 events = Table(
     "events",
@@ -83,6 +91,8 @@ events = Table(
     Column("reason", String),
     Index("events_of_encounter", "encounter_id", "seq"),
     Index("events_of_source", "encounter_id", "source_id"),
+    # The few of them that the picture of a patient is made of, so that it costs the same however long the stay.
+    Index("events_of_course", "encounter_id", sqlite_where=OF_COURSE, postgresql_where=OF_COURSE),
     sqlite_autoincrement=True,
 )
 

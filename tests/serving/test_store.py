@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from sqlalchemy import delete, select, update
+from sqlalchemy import Connection, delete, event, select, text, update
 
 from features.clock import UTC_US
 from features.concepts import loader
 from features.errors import DataError
 from features.windows import Window, build
-from serving.store import audit
+from serving.store import audit, people
 from serving.store.store import Store
 from serving.store.tables import SCHEMA_VERSION, events, predictions, schema_version
 from serving.store.tables import audit as audit_table
@@ -49,6 +49,27 @@ def test_a_transaction_that_fails_leaves_nothing(service: Any):
         half_done()
     with service.state.store.read() as connection:
         assert connection.execute(select(audit_table)).all() == []
+
+
+def test_the_course_of_a_stay_is_read_without_its_results(service: Any, patient: Any):
+    """A year in hospital has a handful of moves among its results: reading them must not cost the year."""
+    service.send(patient().rounds(range(4)).news(3))
+    asked = list[tuple[str, Any]]()
+
+    def note(_: Connection, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        asked.append((statement, parameters))
+
+    with service.state.store.read() as connection:
+        event.listen(connection, "before_cursor_execute", note)
+        people.courses(connection, ["enc-1"])
+        event.remove(connection, "before_cursor_execute", note)
+        sqlite = connection.dialect.name == "sqlite"
+        if not sqlite:  # so small a table would be read whole
+            connection.execute(text("set local enable_seqscan = off"))
+        [(statement, parameters)] = asked
+        how = "explain query plan " if sqlite else "explain "
+        plan = connection.exec_driver_sql(how + statement, parameters).all()
+    assert "events_of_course" in str(plan)
 
 
 def test_the_store_tells_what_was_known_then(service: Any, patient: Any):
