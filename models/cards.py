@@ -425,7 +425,7 @@ def _decision(decision: Table, evaluation: Table) -> str:
     said = (
         f"Calibration: {decision['calibration']}, fitted to cross-validated scores{_late(decision)}. `alert` means a "
         f"probability of at least {thresholds['utility']:.4f}, the threshold with the highest utility on "
-        "cross-validated scores. `page` follows the ward's policy: an episode opens at "
+        "cross-validated scores, averaged over neighbouring thresholds. `page` follows the ward's policy: an episode opens at "
         f"{policy['threshold']:.4f} and closes below {policy['release']:.0%} of that; it pages once, again when the "
         f"probability has risen {policy['reraise']:g}-fold, and after a page there is quiet for "
         f"{policy['snooze_h']:g} h. "
@@ -538,6 +538,7 @@ def _elsewhere(transfer: Sequence[Table]) -> str:
     ]
     head = ["Trained at", "Tested at", "Hours", *(MEASURES[m][0] for m in shown)]
     return (
-        f"{text} The same recipe, fitted, calibrated and thresholded at one hospital and tested on all patients of the "
-        f"other:\n\n{markdown(head, rows)}\n\n{elsewhere(transfer)}"
+        f"{text} The same recipe, fitted on all patients of one hospital, calibrated and thresholded on their "
+        f"out-of-fold scores, and tested on all patients of the other:\n\n{markdown(head, rows)}\n\n"
+        f"{elsewhere(transfer)}"
     ).rstrip()

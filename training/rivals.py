@@ -69,12 +69,19 @@ def scores(
     return told
 
 
-def out_of_fold(cohort: Cohort, fold: Ints, spec: Spec, threads: int) -> dict[str, Floats]:
-    """Probability of every scored row by each rival, from one that never saw its patient, shape (n,); NaN elsewhere."""
+def out_of_fold(
+    cohort: Cohort, fold: Ints, spec: Spec, threads: int, among: Bools | None = None
+) -> dict[str, Floats]:
+    """Probability of scored rows by each rival, from one that never saw their patients, shape (n,); NaN elsewhere.
+
+    ``among`` are the rows that are fitted on and scored, by default all.
+    """
+    among = np.ones(len(fold), dtype=np.bool_) if among is None else among
     told = {name: np.full(len(fold), np.nan) for name in (LEARNED_CLOCK, LOGISTIC)}
     for k in range(int(fold.max()) + 1):
-        mine = fold == k
-        for name, p in scores(fitted(cohort, ~mine, spec, threads), cohort, mine, spec, threads).items():
+        mine = among & (fold == k)
+        model = fitted(cohort, among & (fold != k), spec, threads)
+        for name, p in scores(model, cohort, mine, spec, threads).items():
             told[name][mine] = p[mine]
     return told
 

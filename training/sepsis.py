@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from threadpoolctl import threadpool_limits
 
 from features.errors import ConfigError, DataError, SpecError
 from models import metrics, parity
@@ -132,7 +133,8 @@ def train(
     began = time.monotonic()
     read = _reader(source, label)
     made = _complete(Spec.load(spec or (SPEC if read is read_cohort else SITE_SPEC)))
-    with _progress() as bars:
+    # Two threads of linear algebra wait for each other at several times the CPU; boosters have threads of their own.
+    with _progress() as bars, threadpool_limits(1, "blas"):
         with _stage(bars, "reading patients and building features") as task:
             cohort = read(source, input, made, threads, lambda rows: bars.advance(task, rows))
         bundle, evaluation = _fit_and_write(cohort, made, output, threads, bars, began)
@@ -169,7 +171,9 @@ def _fit_and_write(
     fold = cohort.folds(training["folds"], training["seed"])
     ensemble, views = members(spec), blinded(spec)
     with _stage(bars, "cross-validating", training["folds"]) as task:
-        each = each_out_of_fold(cohort, fold, spec, threads, [*ensemble, *views], lambda: bars.advance(task))
+        each = each_out_of_fold(
+            cohort, fold, spec, threads, [*ensemble, *views], done=lambda: bars.advance(task)
+        )
     raw = together({m.booster: each[m.booster] for m in ensemble})
     with _stage(bars, "judging, with patient bootstraps"):
         chosen: list[AlertPolicy] = []
@@ -272,19 +276,29 @@ def blended(cohort: Cohort, rows: Ints, share: float) -> tuple[Floats, Floats]:
     return np.divide(target, weight, out=np.zeros_like(target), where=weight > 0), weight
 
 
-def out_of_fold(cohort: Cohort, fold: Ints, spec: Spec, threads: int, done: Any = lambda: None) -> Floats:
-    """Raw log-odds of every scored row from boosters that never saw its patient, shape (n,); NaN elsewhere."""
-    return together(each_out_of_fold(cohort, fold, spec, threads, members(spec), done))
+def out_of_fold(cohort: Cohort, fold: Ints, spec: Spec, threads: int, among: Bools | None = None) -> Floats:
+    """Raw log-odds of scored rows from boosters that never saw their patients, shape (n,); NaN elsewhere.
+
+    ``among`` are the rows that are fitted on and scored, by default all.
+    """
+    return together(each_out_of_fold(cohort, fold, spec, threads, members(spec), among))
 
 
 def each_out_of_fold(
-    cohort: Cohort, fold: Ints, spec: Spec, threads: int, ensemble: Sequence[Member], done: Any = lambda: None
+    cohort: Cohort,
+    fold: Ints,
+    spec: Spec,
+    threads: int,
+    ensemble: Sequence[Member],
+    among: Bools | None = None,
+    done: Any = lambda: None,
 ) -> dict[str, Floats]:
     """The same for every booster of an ensemble by itself."""
     raw = {member.booster: np.full(len(fold), np.nan) for member in ensemble}
+    among = np.ones(len(fold), dtype=np.bool_) if among is None else among
     for k in range(int(fold.max()) + 1):
-        rows = cohort.scored & (fold == k)
-        for name, booster in fit(cohort, fold != k, spec, threads, ensemble).items():
+        rows = cohort.scored & among & (fold == k)
+        for name, booster in fit(cohort, among & (fold != k), spec, threads, ensemble).items():
             raw[name][rows] = booster.predict(cohort.matrix[rows], raw_score=True, num_threads=threads)
         done()
     return raw
@@ -337,7 +351,7 @@ def decide(
     return Decided(
         calibrator,
         losses,
-        metrics.best_threshold(probability[judged_on], gain[judged_on]),
+        metrics.steady_threshold(probability[judged_on], gain[judged_on]),
         page_policy(cohort, probability, rows, spec),
         {name: metrics.best_threshold(score, gain[rows], _beyond(score)) for name, score in humble.items()},
         Abstention.fit(
@@ -445,8 +459,9 @@ def refits(cohort: Cohort, fold: Ints, raw: Floats, spec: Spec, threads: int) ->
 def transfer(cohort: Cohort, fold: Ints, spec: Spec, threads: int) -> list[dict[str, Any]]:
     """What the same recipe reaches at a hospital it has seen nothing of; empty with one hospital only.
 
-    Fitted on the other hospitals' patients but for fold 0, which calibrates and sets the threshold; then the whole
-    hospital is tested. Left out where those have too few outcomes to calibrate on.
+    Fitted on all patients of the other hospitals, calibrated and thresholded on the scores that they get out of fold
+    from fits on their own others; then the whole hospital is tested. Left out where those have too few outcomes to
+    calibrate on.
     """
     sites = np.unique(cohort.site.astype(str))
     rows: list[dict[str, Any]] = []
@@ -492,13 +507,17 @@ def _transferred(
 def _from_elsewhere(
     cohort: Cohort, here: Bools, fold: Ints, spec: Spec, threads: int
 ) -> tuple[Floats, Decided, dict[str, Floats]]:
-    """Raw scores of the patients of one hospital from a model of the others, what those decided, and their rivals."""
-    held = ~here & (fold == 0)
-    taught, told = ~here & ~held, here | held
-    raw = predicted(fit(cohort, taught, spec, threads), cohort, told, threads)
-    learned = rivals.scores(rivals.fitted(cohort, taught, spec, threads), cohort, told, spec, threads)
-    parts = cohort.patient % spec.section("training")["folds"]
-    return raw, decide(cohort, raw, parts, held, spec, learned), learned
+    """Raw scores of the patients of one hospital from a model of the others, what those decided, and their rivals.
+
+    The other hospitals' own scores stand beside, out of fold.
+    """
+    away = ~here
+    raw = out_of_fold(cohort, fold, spec, threads, away)
+    raw[here] = predicted(fit(cohort, away, spec, threads), cohort, here, threads)[here]
+    learned = rivals.out_of_fold(cohort, fold, spec, threads, away)
+    there = rivals.scores(rivals.fitted(cohort, away, spec, threads), cohort, here, spec, threads)
+    learned = {name: np.where(here, there[name], score) for name, score in learned.items()}
+    return raw, decide(cohort, raw, fold, away, spec, learned), learned
 
 
 def _method(training: dict[str, Any]) -> str:

@@ -93,6 +93,36 @@ def test_where_no_alarm_pays_none_is_raised():
     assert metrics.best_threshold(np.array([0.9, 0.2]), np.array([-0.05, -0.05])) == 1.0
 
 
+def test_a_steady_threshold_passes_over_a_narrow_peak_for_a_broad_one():
+    """One lucky score pays 1.2, and the next takes it; ten scores further on pay 1 together, and none is near below."""
+    odds = np.array([2.0, 1.95, *np.linspace(0.5, -0.5, 10), *np.linspace(-1.5, -2.5, 10), np.nan])
+    gain = np.array([1.2, -1.2, *np.full(10, 0.1), *np.full(10, -0.2), 9.0])
+    probability = metrics.expit(odds)
+    assert metrics.best_threshold(probability, gain) > metrics.expit(np.array(1.9))
+    assert metrics.logit(np.array(metrics.steady_threshold(probability, gain))) == pytest.approx(
+        -1.0, abs=0.1
+    )
+    assert metrics.steady_threshold(np.array([0.9, 0.2]), np.array([-0.05, -0.05])) == 1.0
+    assert metrics.steady_threshold(np.array([np.nan]), np.array([1.0])) == 1.0
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60))
+def test_a_steady_threshold_pays_most_when_it_is_read_with_a_normal_error(seed, n):
+    from scipy.stats import norm
+
+    rng = np.random.default_rng(seed)
+    probability, gain = rng.random(n), rng.normal(size=n)
+    odds = metrics.logit(probability)
+
+    def expected(threshold):
+        return float(gain @ norm.cdf((odds - threshold) / metrics.SPREAD))
+
+    found = metrics.steady_threshold(probability, gain)
+    best = max(expected(t) for t in np.linspace(odds.min() - 1, odds.max() + 1, 2_000))
+    worth = 0.0 if found == 1.0 else expected(metrics.logit(np.array(found)))
+    assert worth == pytest.approx(max(best, 0.0), abs=0.1 * np.abs(gain).sum() / np.sqrt(n))
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(2, 60))
 def test_discrimination_equals_scikit_learn(seed, n):
     rng = np.random.default_rng(seed)

@@ -341,6 +341,27 @@ def test_an_output_that_is_taken_is_refused(icu_file, small_spec, quiet, tmp_pat
         sepsis.train("physionet2019", icu_file, spec=small_spec, output=tmp_path, register=False)
 
 
+def test_another_hospital_is_met_knowing_nothing_of_its_outcomes(cohort, fold, small_spec):
+    """Turning its labels around changes no score, map, threshold or rival; the source is scored out of fold."""
+    from dataclasses import replace
+
+    spec = Spec.load(small_spec)
+    here = np.asarray(cohort.site == "B")
+    other = replace(cohort, label=np.where(here, 1 - cohort.label, cohort.label))
+    told, turned = (sepsis._from_elsewhere(c, here, fold, spec, 1) for c in (cohort, other))
+    assert np.array_equal(told[0], turned[0], equal_nan=True)
+    assert told[1].calibrator == turned[1].calibrator
+    assert (told[1].utility, told[1].policy) == (turned[1].utility, turned[1].policy)
+    for name, score in told[2].items():
+        assert np.array_equal(score, turned[2][name], equal_nan=True), name
+    assert np.array_equal(np.isnan(told[0]), ~cohort.scored)
+    one = ~here & (fold == 1)
+    again = sepsis.out_of_fold(
+        replace(cohort, label=np.where(one, 0, cohort.label)), fold, spec, 1, among=~here
+    )
+    assert np.array_equal(told[0][one], again[one], equal_nan=True)
+
+
 def test_rivals_never_see_the_patients_that_they_are_judged_on(cohort, fold, small_spec):
     """A learned clock knows the hour alone; a logistic regression is scikit-learn's, and another fold's labels are
     all that moves either."""
