@@ -426,8 +426,8 @@ def _decision(decision: Table, evaluation: Table) -> str:
         f"Calibration: {decision['calibration']}, fitted to cross-validated scores{_late(decision)}. `alert` means a "
         f"probability of at least {thresholds['utility']:.4f}, the threshold with the highest utility on "
         "cross-validated scores, averaged over neighbouring thresholds. `page` follows the ward's policy: an "
-        f"episode opens at {policy['threshold']:.4f} and closes below {policy['release']:.0%} of that; it pages once, again when the "
-        f"probability has risen {policy['reraise']:g}-fold, and after a page there is quiet for "
+        f"episode opens at {policy['threshold']:.4f} and closes below {policy['release']:.0%} of that; it pages once, "
+        f"again when the probability has risen {policy['reraise']:g}-fold, and after a page there is quiet for "
         f"{policy['snooze_h']:g} h. "
         f"{_aim(decision['alerts'])}"
     )
