@@ -38,47 +38,47 @@ FAMILIAR: Final = (
     "scores flatter it here, and this calibration holds nowhere else. A bundle keeps no patients, so nothing more can "
     "be said."
 )
+CENTRE: Final = np.array([1.0, 0.0])
 STAYS: Final = 1000
 DRAWS: Final = 20
 REPLICATES: Final = 200
 
 
-def design_effect(calibrator: Calibrator, raw: Floats, label: Ints, patient: Ints) -> float:
-    """How many hours of these stays say as much as one independent row would of slope and intercept, at least 1.
+def uncertainty(calibrator: Calibrator, raw: Floats, label: Ints, patient: Ints) -> Floats:
+    """How far slope and intercept of these stays may be off by chance: their covariance, shape (2, 2).
 
-    Mean ratio of the cluster-robust variance (sandwich over patients) of an unpenalised line to the naive one.
+    Cluster-robust (sandwich over patients), of an unpenalised line, since the hours of a stay are alike. The intercept
+    suffers far more from that than the slope, so that one design effect for both would trust the slope too little.
+    Infinite where the stays do not determine a line.
     """
-    design, share = _design(calibrator, raw), np.ones(len(raw))
-    line = metrics.logistic(design, np.zeros(len(raw)), label.astype(np.float64), share)
+    design = _design(calibrator, raw)
+    line = metrics.logistic(design, np.zeros(len(raw)), label.astype(np.float64), np.ones(len(raw)))
     p = expit(design @ line)
     score = design * (label - p)[:, None]
-    naive = np.linalg.inv((design * (p * (1 - p))[:, None]).T @ design)
     each = np.column_stack([np.bincount(patient, weights=score[:, j]) for j in range(2)])
-    effect = float(np.trace(naive @ (each.T @ each))) / 2
-    return max(effect, 1.0) if np.isfinite(effect) else float(len(raw))
+    try:
+        bread = np.linalg.inv((design * (p * (1 - p))[:, None]).T @ design)
+    except np.linalg.LinAlgError:
+        return np.full((2, 2), np.inf)
+    found = bread @ (each.T @ each) @ bread
+    return found if np.isfinite(found).all() else np.full((2, 2), np.inf)
 
 
 def local_line(
-    calibrator: Calibrator, raw: Floats, label: Ints, alike: float = 1.0, weight: Floats | None = None
+    calibrator: Calibrator, raw: Floats, label: Ints, covariance: Floats, weight: Floats | None = None
 ) -> tuple[float, float]:
     """Slope and intercept, in calibrated log-odds, of local patients; drawn towards 1 and 0 while they are few.
 
-    Ridge-penalised logistic regression: the penalty is a normal prior of :data:`SPREAD`; a row counts one part in
-    ``alike`` (:func:`design_effect`), since the hours of a stay are alike.
+    The line of highest likelihood, believed as its ``covariance`` (:func:`uncertainty`) allows beside a normal prior
+    of :data:`SPREAD` around 1 and 0; 1 and 0 themselves where there is no such line.
     """
-    design = _design(calibrator, raw)
-    share = (np.ones(len(raw)) if weight is None else weight) / alike
-    centre, prior = np.array([1.0, 0.0]), np.diag([1 / s**2 for s in SPREAD])
-    line = centre.copy()
-    for _ in range(50):
-        p = expit(design @ line)
-        gradient = design.T @ (share * (label - p)) - prior @ (line - centre)
-        hessian = (design * (share * p * (1 - p))[:, None]).T @ design + prior
-        step = np.linalg.solve(hessian, gradient)
-        line = line + np.clip(step, -1, 1)
-        if np.abs(step).max() < 1e-9:
-            break
-    return max(float(line[0]), 0.05), float(line[1])
+    share = np.ones(len(raw)) if weight is None else weight
+    line = metrics.logistic(_design(calibrator, raw), np.zeros(len(raw)), label.astype(np.float64), share)
+    if not (np.isfinite(line).all() and np.isfinite(covariance).all()):
+        return 1.0, 0.0
+    prior = np.diag(np.square(SPREAD))
+    slope, intercept = CENTRE + prior @ np.linalg.solve(prior + covariance, line - CENTRE)
+    return max(float(slope), 0.05), float(intercept)
 
 
 def _design(calibrator: Calibrator, raw: Floats) -> Floats:
@@ -103,13 +103,13 @@ def adapted(
             f"{len(np.unique(patient)):,}. Collect more local stays: at 7 % septic about 300 are enough, 500 to 1,000 "
             "are better."
         )
-    alike = design_effect(calibrator, raw, label, patient)
-    made = calibrator.adjusted(*local_line(calibrator, raw, label, alike))
+    unsure = uncertainty(calibrator, raw, label, patient)
+    made = calibrator.adjusted(*local_line(calibrator, raw, label, unsure))
     rows = Clustered.of(raw, label, patient)
     drawn = []
     for _ in range(REPLICATES):
         x, y, weight = rows.weighted(rows.draw(rng))
-        again = calibrator.adjusted(*local_line(calibrator, x, y, alike, weight))
+        again = calibrator.adjusted(*local_line(calibrator, x, y, unsure, weight))
         drawn.append(logit(again.apply(rows.knots)))
     return made.banded(rows.knots, np.array(drawn))
 
@@ -146,8 +146,8 @@ def rehearsed(
         if len(np.unique(codes[mine & (label == 1)])) < FEWEST_SEPTIC:
             return {}
         part = raw[mine], label[mine]
-        alike = design_effect(calibrator, *part, codes[mine])
-        after = calibrator.adjusted(*local_line(calibrator, *part, alike))
+        unsure = uncertainty(calibrator, *part, codes[mine])
+        after = calibrator.adjusted(*local_line(calibrator, *part, unsure))
         for name, made in (("before", calibrator), ("after", after)):
             found[name].append(_calibration(label[~mine], made.apply(raw[~mine])))
     table: dict[str, Any] = {"stays": stays, "draws": draws}
@@ -232,14 +232,14 @@ def recalibrate(
     _refuse_its_own(parent, input)
     raw, label, patient, rows, familiar = _scored(parent, input, threads)
     calibrator = adapted(parent.calibrator, raw, label, patient, np.random.default_rng(0))
-    alike = design_effect(parent.calibrator, raw, label, patient)
-    slope, intercept = local_line(parent.calibrator, raw, label, alike)
+    unsure = uncertainty(parent.calibrator, raw, label, patient)
+    slope, intercept = local_line(parent.calibrator, raw, label, unsure)
     about = clean_json(
         {
             "parent": parent.model_id,
             "slope": slope,
             "intercept": intercept,
-            "design_effect": alike,
+            "standard_errors": np.sqrt(np.diag(unsure)).tolist(),
             "rows": rows,
             "perhaps_trained_on": familiar,
             "patients": int(patient.max()) + 1,
@@ -303,13 +303,12 @@ def _scored(bundle: Bundle, input: Path, threads: int) -> tuple[Floats, Ints, In
 def _cross_judged(calibrator: Calibrator, raw: Floats, label: Ints, patient: Ints) -> dict[str, Any]:
     """Calibration before, and after with each fifth of the patients judged by the line of the others."""
     after = np.empty(len(raw))
-    alike = design_effect(calibrator, raw, label, patient)
+    unsure = uncertainty(calibrator, raw, label, patient)
     fold = np.random.default_rng(1).permutation(int(patient.max()) + 1)[patient] % 5
     for k in range(5):
         mine = fold == k
-        after[mine] = calibrator.adjusted(*local_line(calibrator, raw[~mine], label[~mine], alike)).apply(
-            raw[mine]
-        )
+        line = local_line(calibrator, raw[~mine], label[~mine], unsure)
+        after[mine] = calibrator.adjusted(*line).apply(raw[mine])
     return {
         name: dict(zip(FIGURES, _calibration(label, p).tolist(), strict=True))
         for name, p in (("before", calibrator.apply(raw)), ("after", after))

@@ -13,7 +13,7 @@ from models.calibration import Calibrator
 from models.metrics import auroc, expit, logit
 from models.profile import profile
 from training import recalibration
-from training.recalibration import adapted, design_effect, local_line, recalibrate, rehearsed
+from training.recalibration import adapted, local_line, recalibrate, rehearsed, uncertainty
 
 
 def hospital(stays: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -28,25 +28,42 @@ IDENTITY = Calibrator("logistic", (1.0, 0.0))
 
 
 def test_the_line_is_scikit_learns_where_patients_are_many():
-    raw, label, _ = hospital(20_000, 1)
+    raw, label, patient = hospital(20_000, 1)
     fitted = LogisticRegression(C=np.inf).fit(raw[:, None], label)
-    slope, intercept = local_line(IDENTITY, raw, label)
+    slope, intercept = local_line(IDENTITY, raw, label, uncertainty(IDENTITY, raw, label, patient))
     assert slope == pytest.approx(fitted.coef_[0, 0], abs=0.01)
     assert intercept == pytest.approx(fitted.intercept_[0], abs=0.01)
 
 
 def test_few_patients_move_a_released_map_little():
-    raw, label, _ = hospital(20_000, 1)
-    few, many = (local_line(IDENTITY, raw[:n], label[:n]) for n in (50, 200_000))
+    parts = hospital(20_000, 1)
+    cut = [[part[:n] for part in parts] for n in (50, 200_000)]
+    few, many = (local_line(IDENTITY, r, y, uncertainty(IDENTITY, r, y, who)) for r, y, who in cut)
     assert abs(few[0] - 1) < 0.5 * abs(many[0] - 1)
 
 
 def test_copies_of_a_row_say_no_more_than_the_row():
     """Each stay the same row ten times over: ten rows are worth one. Independent rows are worth themselves."""
     raw, label, patient = hospital(3_000, 7)
-    assert design_effect(IDENTITY, raw, label, patient) == pytest.approx(1, abs=0.1)
-    copied = [np.repeat(part[:3_000], 10) for part in (raw, label)]
-    assert design_effect(IDENTITY, *copied, patient) == pytest.approx(10, rel=0.1)
+    single = raw[:3_000], label[:3_000], np.arange(3_000)
+    copied = np.repeat(single[0], 10), np.repeat(single[1], 10), patient
+    once = uncertainty(IDENTITY, *single)
+    assert uncertainty(IDENTITY, *copied) == pytest.approx(once, rel=1e-6)
+    design = np.column_stack([raw, np.ones_like(raw)])
+    p = expit(0.6 * raw - 0.8)
+    information = (design * (p * (1 - p))[:, None]).T @ design
+    assert uncertainty(IDENTITY, raw, label, patient) == pytest.approx(np.linalg.inv(information), rel=0.15)
+
+
+def test_a_line_is_believed_by_the_share_of_its_variance():
+    """As sure of itself as the prior is, the slope goes half the way; not at all where nothing determines one."""
+    raw, label, _ = hospital(20_000, 1)
+    sure, half = (
+        local_line(IDENTITY, raw, label, k * np.diag(np.square(recalibration.SPREAD))) for k in (0.0, 1.0)
+    )
+    assert half == pytest.approx(((1 + sure[0]) / 2, sure[1] / 2))
+    nothing = np.zeros(50), np.zeros(50, np.int64), np.arange(50)
+    assert local_line(IDENTITY, *nothing[:2], uncertainty(IDENTITY, *nothing)) == (1.0, 0.0)
 
 
 def test_an_adapted_map_is_nearer_the_truth_and_says_how_sure_it_is():
