@@ -4,8 +4,9 @@ Every value is told as its distance from the series' mean of four weeks, in unit
 week, so that a district hospital and a teaching hospital teach one model. First comes what a bed manager would guess:
 yesterday, the same weekday of past weeks, the recent level adjusted for the weekday, mixed as would have been best for
 each quantity, since beds taken walk on from today and admissions come back to their mean. A ridge regression adds to
-that as far as it would have helped lately, and where there are examples enough so do boosted trees. Nothing stamped
-after the origin is read; the origin is the last day whose count is in hand.
+that as far as it would have helped lately. Where there are examples enough, boosted trees stand beside it that see the
+distances in two ways: in units of the usual change, and as shares of the level. Nothing stamped after the origin is
+read; the origin is the last day whose count is in hand.
 """
 
 from __future__ import annotations
@@ -22,6 +23,19 @@ from sklearn.linear_model import Ridge
 
 from features.census import public_holidays
 from features.sources.covariates import Covariates
+from training.drivers import (
+    AHEAD,
+    BESIDE,
+    FLAGS,
+    HOLIDAYS,
+    LAST_WEEK,
+    LEVEL,
+    OTHERS,
+    SEASON,
+    SERIES,
+    WEEKDAY,
+    summed,
+)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -46,6 +60,10 @@ FESTIVE: Final = {
     (12, 23): 1, (12, 24): 2, (12, 25): 3, (12, 26): 4, (12, 27): 5, (12, 28): 6, (12, 29): 7, (12, 30): 8,
     (12, 31): 9, (1, 1): 10, (1, 2): 11, (1, 3): 12, (1, 4): 13,
 }  # fmt: skip
+CHRISTMAS: Final = 6
+"""Of :data:`FESTIVE`, the days up to 28 December."""
+UNREST: Final = ("usual days", "a public holiday", "Christmas to New Year", "Christmas itself")
+"""Kinds of forecasts by the days from origin to target: each kind has errors of a size of its own."""
 USUAL: Final = ("last", "week1", "mean4", "mean14", "level1", "level4", "level15")
 """What a bed manager would guess: their mixture stands where nothing better was learnt."""
 CHECKED_FROM: Final = 0.7
@@ -56,6 +74,27 @@ LINEAR: Final = (
     "last", "back1", "back2", "back3", "back4", "back5", "back6", "week1", "week2", "mean4", "mean6", "level1",
     "level4", "level15", "mean7", "mean14", "weekday_shape", "others", "others_before", "others_week", "sine", "cosine",
 )  # fmt: skip
+IN_UNITS_OF_CHANGE: Final = (
+    "last", "back1", "back2", "back3", "back4", "back5", "back6", "week1", "week2", "week3", "mean4", "mean6", "level1",
+    "level4", "level15", "mean7", "mean14", "slope", "weekday_shape",
+)  # fmt: skip
+"""Columns that are distances; the others are the same however distance is told."""
+ABOUT: Final = {
+    LAST_WEEK: ("last", "back1", "back2", "back3", "back4", "back5", "back6"),
+    LEVEL: ("level1", "level4", "level15", "mean7", "mean14", "slope", "size", "noise", "kind"),
+    WEEKDAY: (
+        "week1", "week2", "week3", "mean4", "mean6", "weekday_shape", "weekday", "origin_weekday", "off", "off_before",
+        "off_after", "origin_off", "days_off_on",
+    ),
+    HOLIDAYS: (
+        "holiday", "eve", "morrow", "second_morrow", "holidays_of_8_days", "festive", "origin_festive",
+        "origin_holidays", "holidays_on",
+    ),
+    SEASON: ("sine", "cosine"),
+    OTHERS: ("others", "others_before", "others_week"),
+    AHEAD: ("horizon",),
+}  # fmt: skip
+"""What columns are about, for people; a column that is none of these stands beside the count, or was given."""
 HOLIDAY: Final = (
     "holiday",
     "eve",
@@ -205,6 +244,18 @@ def _calendar(stamps: pd.DatetimeIndex, holidays: str) -> dict[str, Floats]:
         "festive": np.array(festive), "holidays_of_8_days": pd.Series(is_free).rolling(8, min_periods=1).sum(),
     }  # fmt: skip
     return {name: np.asarray(v, "float64") for name, v in columns.items()}
+
+
+def unrest(stamps: pd.DatetimeIndex, holidays: str, origins: Ints, horizon: int) -> Ints:
+    """How unlike others the days are that forecasts go over: :data:`UNREST`, shape (n_origins,)."""
+    known = _calendar(stamps, holidays)
+    here, there = origins + MARGIN, origins + horizon + MARGIN
+    crossed = np.cumsum(known["holiday"])
+    near = crossed[there] - crossed[here - 1]
+    near = near + known["eve"][there] + known["morrow"][there]
+    festive = known["festive"]
+    kind = np.where(festive[here] + festive[there] > 0, 2, near > 0)
+    return np.where((festive[there] > 0) & (festive[there] <= CHRISTMAS), 3, kind).astype("int64")
 
 
 # ------------------------------------------------------------ examples
@@ -419,7 +470,8 @@ class DailyModel:
     Attributes
     ----------
     lines : by quantity and horizon, days
-    trees : on what the mixture of usual guesses leaves, and on what the regression leaves
+    trees : on what the mixture of usual guesses leaves, in units of the usual change; on the distance as a share of
+        the level
     trust : how far there are examples enough for trees, 0 to 1
     """
 
@@ -427,19 +479,65 @@ class DailyModel:
     trees: tuple[Any, ...]
     trust: float
 
+    def weights(self, horizon: Ints) -> tuple[Floats, Floats]:
+        """What of the forecast is either trees', the rest being the line's.
+
+        Tomorrow hangs on today, which a line says best; next week on the season and the size of the hospital. Chosen
+        on the sitreps of the winters 2017-18 and 2018-19.
+        """
+        far = np.clip((horizon - 1) / 6, 0.0, 1.0)
+        return self.trust * (0.45 + 0.05 * far), self.trust * (0.3 + 0.2 * far)
+
     def centre(self, given: Examples) -> Floats:
         """The middle of what is to come, in counts, shape (n,)."""
         usual, linear = _lined(self.lines, given)
         z = linear
         if self.trees:
-            facts = _matrix(given)
-            direct = usual + np.asarray(self.trees[0].predict(facts))
-            on_top = linear + np.asarray(self.trees[1].predict(np.column_stack([facts, linear])))
-            # Tomorrow hangs on today, which a line says best; next week on the season and the size of the hospital.
-            far = np.clip((given.horizon - 1) / 6, 0.0, 1.0)
-            alone, both = self.trust * (0.35 + 0.45 * far), self.trust * (0.4 - 0.2 * far)
-            z = (1 - alone - both) * linear + alone * direct + both * on_top
+            by_change = usual + np.asarray(self.trees[0].predict(_matrix(given)))
+            by_level = np.asarray(self.trees[1].predict(_shares(given))) * _level(given) / given.scale
+            one, other = self.weights(given.horizon)
+            z = (1 - one - other) * linear + one * by_change + other * by_level
         return np.asarray(np.maximum(given.level + given.scale * z, 0.0))
+
+    def reasons(self, given: Examples) -> dict[str, Floats]:
+        """What moves the middle away from its average distance to the level, in counts, exactly additive.
+
+        Regression and mixture are sums, trees are so by SHAP. What is cut, distances beyond 8 usual changes and counts
+        below zero, is not told.
+        """
+        one, other = self.weights(given.horizon) if self.trees else (np.zeros(1), np.zeros(1))
+        parts: list[tuple[Sequence[str], Floats, Floats]] = []
+        n = len(given.series)
+        guesses, added = np.zeros((n, len(USUAL))), np.zeros((n, _linear_columns(given).shape[1] + 1))
+        for (kind, h), line in self.lines.items():
+            some = (given.horizon == h) & (given.kind == kind)
+            rows = given.rows(some)
+            guesses[some] = _usual(rows) * line.mixture
+            columns = np.column_stack([_linear_columns(rows), np.ones(len(rows.series))])
+            added[some] = line.kept * columns * [*line.ridge.coef_, line.ridge.intercept_]
+        parts.append(([_about(n) for n in USUAL], guesses, (1 - other) * given.scale))
+        parts.append(([*_about_linear(given), LEVEL], added, (1 - one - other) * given.scale))
+        about = [
+            *(_about(name) for name in given.columns),
+            LEVEL,
+        ]  # what all share weighs as much as a series is large
+        views = ((_matrix, one * given.scale), (_shares, other * _level(given)))
+        for tree, (facts, weight) in zip(self.trees, views, strict=False):
+            parts.append((about, np.asarray(tree.predict(facts(given), pred_contrib=True)), weight))
+        return summed(parts)
+
+
+def _about(column: str) -> str:
+    if column.startswith(("covariate", "flag")):
+        return SERIES if column.startswith("covariate") else FLAGS
+    return next((about for about, names in ABOUT.items() if column in names), BESIDE)
+
+
+def _about_linear(given: Examples) -> list[str]:
+    """What each column of :func:`_linear_columns` is about."""
+    flags = [FLAGS for n in given.columns if n.startswith("flag")]
+    days = [*[WEEKDAY] * 7, *[HOLIDAYS] * (len(FESTIVE) + len(HOLIDAY))]
+    return [*(_about(n) for n in LINEAR), *days, *flags]
 
 
 def fit(days: Days, upto: int, horizons: Sequence[int], threads: int = 1) -> DailyModel:
@@ -454,7 +552,7 @@ def fit(days: Days, upto: int, horizons: Sequence[int], threads: int = 1) -> Dai
         some.append(_drawn(part, ROWS // len(horizons), rng))
         n += len(part.series)
     given = Examples.joined(some)
-    trees = _grow(given, *_lined(lines, given), threads) if n >= ENOUGH else ()
+    trees = _grow(given, _lined(lines, given)[0], threads) if n >= ENOUGH else ()
     return DailyModel(lines, trees, n / (n + ENOUGH))
 
 
@@ -493,17 +591,31 @@ def _matrix(given: Examples) -> npt.NDArray[np.float32]:
     return np.stack([given.columns[name] for name in given.columns], axis=1).astype("float32")
 
 
-def _grow(given: Examples, usual: Floats, linear: Floats, threads: int) -> tuple[Any, ...]:
-    """Trees on what the usual guesses leave, and trees on what the regression leaves."""
+def _shares(given: Examples) -> npt.NDArray[np.float32]:
+    """The same with distances told as shares of the level: a tree cannot multiply."""
+    factor = given.scale / _level(given)
+    some = [v * factor if name in IN_UNITS_OF_CHANGE else v for name, v in given.columns.items()]
+    return np.stack(some, axis=1).astype("float32")
+
+
+def _level(given: Examples) -> Floats:
+    return np.maximum(given.level, 1.0)
+
+
+def _grow(given: Examples, usual: Floats, threads: int) -> tuple[Any, Any]:
+    """Trees on what the usual guesses leave, and trees on the distance as a share of the level."""
     import lightgbm
 
-    facts, weight = _matrix(given), given.scale / given.scale.mean()
     settings = {
-        "objective": "huber", "alpha": 1.0, "learning_rate": 0.05, "num_leaves": 15, "max_bin": 63,
-        "min_data_in_leaf": int(np.clip(len(weight) // 300, 20, 200)), "feature_fraction": 0.5,
-        "bagging_fraction": 0.6, "bagging_freq": 1, "lambda_l2": 1.0, "seed": 1, "num_threads": threads,
-        "deterministic": True, "force_row_wise": True, "verbose": -1,
+        "learning_rate": 0.05, "max_bin": 63, "min_data_in_leaf": int(np.clip(len(usual) // 300, 20, 200)),
+        "feature_fraction": 0.5, "bagging_fraction": 0.6, "bagging_freq": 1, "lambda_l2": 1.0, "seed": 1,
+        "num_threads": threads, "deterministic": True, "force_row_wise": True, "verbose": -1,
     }  # fmt: skip
-    direct = lightgbm.Dataset(facts, given.distance - usual, weight=weight)
-    rest = lightgbm.Dataset(np.column_stack([facts, linear]), given.distance - linear, weight=weight)
-    return lightgbm.train(settings, direct, TREES), lightgbm.train(settings, rest, TREES)
+    by_change = {"objective": "huber", "alpha": 1.0, "num_leaves": 15}
+    by_level = {"objective": "quantile", "alpha": 0.5, "num_leaves": 31}
+    share = (given.outcome - given.level) / _level(given)
+    one = lightgbm.Dataset(_matrix(given), given.distance - usual, weight=given.scale / given.scale.mean())
+    other = lightgbm.Dataset(_shares(given), share, weight=_level(given) / _level(given).mean())
+    return (
+        lightgbm.train(settings | by_change, one, TREES), lightgbm.train(settings | by_level, other, TREES),
+    )  # fmt: skip

@@ -8,7 +8,7 @@ asked for is issued too, only to learn from.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,13 +32,17 @@ from models.series import (
     count_quantiles,
 )
 from training import daily, hourly
+from training.drivers import TOLD, Reasons
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Say = Callable[[int], None]
+Explain = Callable[[Reasons], None]
 
 WARM_DAYS: Final = 182
 """Days before the first origin asked for whose forecasts are issued to learn corrections from."""
+LAST_CHRISTMAS_DAYS: Final = 385
+"""Daily forecasts are issued so far back, that those of the last Christmas are among what is learnt from."""
 WARM_REFIT_DAYS: Final = 91
 MEMORY_DAYS: Final = 400
 DAILY_MEMORY: Final = 180
@@ -53,6 +57,9 @@ DRIFT_SERIES: Final = 6
 """So many series must have an outcome on a day to speak of all of them."""
 DRIFT_WORTH: Final = 20.0
 """Days of belief that yesterday's shared error says nothing of tomorrow's."""
+UNREST_WORTH: Final = 5.0
+"""Days of belief that holidays are foreseen as well as other days; chosen on discharges of December 2023 and on the
+sitreps of the winters 2017-18 and 2018-19."""
 SHARED_DAYS: Final = 5.0
 """Forecasts so many days ahead are half as many independent ones as there are origins."""
 MOST_KNOTS: Final = 2000
@@ -116,7 +123,11 @@ class Schedule:
         # Winter reports pause in summer: what is issued to learn from falls on days that have reports.
         reported = np.asarray(np.isfinite(panel.values[:, :first]).any(axis=0))
         before = np.arange(first - (first - least) // every * every, first, every)
-        warm = before[reported[before]][-(WARM_DAYS * day // every) :]
+        warm = before[reported[before]]
+        n = WARM_DAYS * day // every
+        if panel.step_h == 24:
+            n = max(n, int((warm >= first - LAST_CHRISTMAS_DAYS).sum()))
+        warm = warm[-n:]
         origins = np.concatenate([warm, np.arange(first, stop, every)])
         return cls(origins, int((origins < first).sum()), every, horizon, refit, 7 * day)
 
@@ -168,12 +179,17 @@ class Batch:
 
 
 def issue_hours(
-    panel: Panel, covariates: Covariates, schedule: Schedule, threads: int, said: Say
+    panel: Panel,
+    covariates: Covariates,
+    schedule: Schedule,
+    threads: int,
+    said: Say,
+    explain: Explain | None = None,
 ) -> Iterator[Batch]:
     """Every hour and every sum of hours of the horizon, series by series."""
     stamps, counts, _ = extended(panel, schedule.horizon + 1)
     for k in range(len(counts)):
-        means = _hourly_means(counts[k], stamps, panel.holidays, covariates, schedule, threads)
+        means = _hourly_means(counts[k], stamps, panel.holidays, covariates, schedule, threads, explain)
         said(1)
         for window in (w for w in WINDOWS_H if w <= schedule.horizon):
             yield _window(panel.names[k], k, counts[k], means, schedule, window)
@@ -186,6 +202,7 @@ def _hourly_means(
     covariates: Covariates,
     schedule: Schedule,
     threads: int,
+    explain: Explain | None,
 ) -> Floats:
     """Foreseen means from every origin, shape (n_origins, horizon); NaN where there was nothing to learn from yet."""
     parts = []
@@ -203,6 +220,8 @@ def _hourly_means(
             laid[seasons], int(stretch[0]), schedule.every, int(stretch[0]), schedule.horizon, threads
         )
         parts.append(model.means(stretch, schedule.horizon))
+        if explain is not None and stretch[-1] == schedule.origins[-1]:
+            explain(model.reasons(stretch[-TOLD:], schedule.horizon))
     return np.concatenate(parts)
 
 
@@ -282,7 +301,12 @@ def _moved(pit: Floats, correction: Recalibration) -> Floats:
 
 
 def issue_days(
-    panel: Panel, covariates: Covariates, schedule: Schedule, threads: int, said: Say
+    panel: Panel,
+    covariates: Covariates,
+    schedule: Schedule,
+    threads: int,
+    said: Say,
+    explain: Explain | None = None,
 ) -> Iterator[Batch]:
     """Every day of the horizon, all series together, horizon by horizon."""
     stamps, counts, beside = extended(panel, schedule.horizon + 1)
@@ -303,14 +327,24 @@ def issue_days(
             there = np.where(given.usable, 1.0, np.nan)
             centre[h - 1, :, done : done + len(stretch)] = (model.centre(given) * there).reshape(shape)
             scale[h - 1, :, done : done + len(stretch)] = (given.width * there).reshape(shape)
+        if explain is not None and stretch[-1] == schedule.origins[-1]:
+            explain(_reasons(model, laid[seasons], stretch, horizons))
         done += len(stretch)
         said(1)
     for h in horizons:
-        yield _horizon(panel, counts, centre[h - 1], scale[h - 1], schedule, h)
+        unrest = daily.unrest(stamps, panel.holidays, schedule.origins, h)
+        yield _horizon(panel, counts, centre[h - 1], scale[h - 1], unrest, schedule, h)
+
+
+def _reasons(model: daily.DailyModel, days: daily.Days, origins: Ints, horizons: Sequence[int]) -> Reasons:
+    """What moved the forecasts of some origins, of all series and horizons."""
+    every = max(len(origins) * len(days.counts) // TOLD, 1)
+    given = daily.Examples.joined([daily.examples(days, origins[::every], h) for h in horizons])
+    return model.reasons(given.rows(given.usable))
 
 
 def _horizon(
-    panel: Panel, counts: Floats, centre: Floats, scale: Floats, schedule: Schedule, h: int
+    panel: Panel, counts: Floats, centre: Floats, scale: Floats, unrest: Ints, schedule: Schedule, h: int
 ) -> Batch:
     """One horizon of all series, with the spread that forecasts come true had."""
     origins = schedule.origins
@@ -328,8 +362,13 @@ def _horizon(
             rows = np.flatnonzero(kinds == kind)
             block = np.ix_(rows, week)
             off = _drift(error[rows], origins, h, past)
-            spread, own = _spread(error[np.ix_(rows, past)] - off[past], h)
-            width, middle = scale[block] * own[:, None], centre[block] + scale[block] * off[week]
+            left = error[rows] - off
+            wider = _wider(left[:, origins + h <= now], unrest[origins + h <= now])[unrest]
+            spread, own = _spread(left[:, past] / wider[past], h)
+            width, middle = (
+                scale[block] * own[:, None] * wider[week],
+                centre[block] + scale[block] * off[week],
+            )
             read = middle[..., None] + width[..., None] * spread.quantiles([*STATED, *FINE])
             read = np.maximum(read, 0.0)
             quantiles[block], fine[block] = read[..., : len(STATED)], read[..., len(STATED) :]
@@ -365,6 +404,23 @@ def _drift(error: Floats, origins: Ints, h: int, past: Ints) -> Floats:
     return np.asarray(recent * float(np.clip(kept, 0.0, 1.0)))
 
 
+def _wider(error: Floats, unrest: Ints) -> Floats:
+    """How much further off forecasts over holidays were than over usual days, by kind of ``unrest``; never less.
+
+    All that ever came true is looked at, since Christmas comes once a year.
+    """
+    n = np.isfinite(error).sum(axis=0)
+    size = np.nansum(np.abs(error), axis=0) / np.maximum(n, 1)
+    wider = np.ones(len(daily.UNREST))
+    plain = size[(n > 0) & (unrest == 0)]
+    if not plain.sum():
+        return wider
+    for kind in range(1, len(wider)):
+        days = size[(n > 0) & (unrest == kind)] / plain.mean()
+        wider[kind] = max((days.sum() + UNREST_WORTH) / (len(days) + UNREST_WORTH), 1.0)
+    return wider
+
+
 def _spread(error: Floats, h: int) -> tuple[Spread, Floats]:
     """The spread of all series together, and how much wider or narrower each one's own is."""
     n = np.isfinite(error).sum(axis=1)
@@ -384,8 +440,16 @@ def _spread(error: Floats, h: int) -> tuple[Spread, Floats]:
 
 
 def issue(
-    panel: Panel, covariates: Covariates, schedule: Schedule, threads: int, said: Say
+    panel: Panel,
+    covariates: Covariates,
+    schedule: Schedule,
+    threads: int,
+    said: Say,
+    explain: Explain | None = None,
 ) -> Iterator[Batch]:
-    """Issue every forecast of a panel; batches come series by series, or horizon by horizon."""
+    """Issue every forecast of a panel; batches come series by series, or horizon by horizon.
+
+    ``explain`` hears what moved the forecasts of the last fit: of each series of hours, and once of days.
+    """
     how: Any = issue_hours if panel.step_h == 1 else issue_days
-    yield from how(panel, covariates, schedule, threads, said)
+    yield from how(panel, covariates, schedule, threads, said, explain)
