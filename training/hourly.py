@@ -17,6 +17,7 @@ from sklearn.linear_model import PoissonRegressor
 
 from features.census import public_holidays
 from features.sources.covariates import Covariates
+from training.drivers import AHEAD, CLOCK, FLAGS, HOLIDAYS, LEVEL, SEASON, SERIES, summed
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -45,6 +46,8 @@ class Hours:
     stamps : DatetimeIndex, shape (n,)
     design, facts : float64, shape (n, …)
         The calendar for the regression, and for the trees.
+    design_about, facts_about : tuple of str
+        What each of these columns is about.
     covariates : Covariates
     """
 
@@ -52,6 +55,8 @@ class Hours:
     stamps: pd.DatetimeIndex
     design: Floats
     facts: Floats
+    design_about: tuple[str, ...]
+    facts_about: tuple[str, ...]
     covariates: Covariates
 
     @classmethod
@@ -60,7 +65,18 @@ class Hours:
     ) -> Hours:
         """Lay out the calendar; ``seasons`` says whether the history is long enough to learn them."""
         calendar = _Calendar.of(stamps, holidays, covariates.flags(stamps), seasons)
-        return cls(counts, stamps, calendar.design(), calendar.facts(), covariates)
+        design, design_about = _told(calendar.design())
+        facts, facts_about = _told(calendar.facts())
+        return cls(counts, stamps, design, facts, design_about, facts_about, covariates)
+
+
+Blocks = list[tuple[str, npt.NDArray[Any]]]
+
+
+def _told(blocks: Blocks) -> tuple[Floats, tuple[str, ...]]:
+    """Blocks of columns side by side, and what each column is about."""
+    table = np.column_stack([block for _, block in blocks])
+    return table, tuple(name for name, block in blocks for _ in range(block[0].size))
 
 
 @dataclass(frozen=True)
@@ -86,7 +102,7 @@ class _Calendar:
             np.stack(near, axis=1).astype("float64"), np.array(festive, "int64"), flags, seasons,
         )  # fmt: skip
 
-    def design(self) -> Floats:
+    def design(self) -> Blocks:
         """Columns of the regression: hour of week, season by time of day, holidays and flags by part of day."""
         n = len(self.hour)
         week = np.zeros((n, 168))
@@ -96,17 +112,20 @@ class _Calendar:
         clock = np.stack([np.sin(turn), np.cos(turn), np.sin(2 * turn), np.cos(2 * turn)], axis=1)
         season = np.stack([f(k * self.turn) for k in (1, 2, 3) for f in (np.sin, np.cos)], axis=1)
         season = season * float(self.seasons)
-        blocks = [
-            week, np.eye(24)[self.hour], np.eye(7)[self.weekday], season, _by(season[:, :4], clock), self.free,
-            _by(self.free[:, :1], part), np.eye(8)[self.festive][:, 1:], self.flags, _by(self.flags, part),
+        return [
+            (CLOCK, week), (CLOCK, np.eye(24)[self.hour]), (CLOCK, np.eye(7)[self.weekday]), (SEASON, season),
+            (SEASON, _by(season[:, :4], clock)), (HOLIDAYS, self.free), (HOLIDAYS, _by(self.free[:, :1], part)),
+            (HOLIDAYS, np.eye(8)[self.festive][:, 1:]), (FLAGS, self.flags), (FLAGS, _by(self.flags, part)),
         ]  # fmt: skip
-        return np.concatenate(blocks, axis=1)
 
-    def facts(self) -> Floats:
+    def facts(self) -> Blocks:
         """The same for trees, which need no columns by value."""
         season = np.sin(self.turn), np.cos(self.turn)
         turned = np.stack(season, axis=1) * float(self.seasons)
-        return np.column_stack([self.hour, self.weekday, turned, self.free, self.festive, self.flags])
+        return [
+            (CLOCK, self.hour), (CLOCK, self.weekday), (SEASON, turned), (HOLIDAYS, self.free),
+            (HOLIDAYS, self.festive), (FLAGS, self.flags),
+        ]  # fmt: skip
 
 
 def _by(a: Floats, b: Floats) -> Floats:
@@ -198,6 +217,39 @@ class HourlyModel:
             grown = np.asarray(self.trees.predict(_facts(self.hours, known, expected, pairs)))
             mean = linear ** (1 - self.weight_of_trees) * np.maximum(grown, 1e-9) ** self.weight_of_trees
         return np.asarray(mean).reshape(len(origins), horizon)
+
+    def reasons(self, origins: Ints, horizon: int) -> dict[str, Floats]:
+        """What moves the logarithm of the mean away from its average over these forecasts, exactly additive.
+
+        The regression is additive on that scale, and so are trees by SHAP; their blend is a mean on it.
+
+        Returns
+        -------
+        By what it is about, float64, shape (n_origins * horizon,): they sum to log(mean) less its average.
+        """
+        pairs = Pairs.of(origins, horizon)
+        expected = _predicted(self.calendar, self.hours.design)
+        known = _Known.of(self.hours, expected, pairs)
+        columns = self._columns(known, pairs)
+        levels, numbers = known.level.shape[1], known.numbers.shape[1]
+        about = (*self.hours.design_about, *[LEVEL] * (2 * levels), *[SERIES] * (2 * numbers))
+        parts = [
+            (about, columns * self.regression.coef_, 1 - self.weight_of_trees * (self.trees is not None))
+        ]
+        if self.trees is not None:
+            facts = _facts(self.hours, known, expected, pairs)
+            added = np.asarray(self.trees.predict(facts, pred_contrib=True))[:, :-1]
+            same = [CLOCK] * known.same.shape[1]
+            about = (
+                *self.hours.facts_about,
+                AHEAD,
+                *[LEVEL] * levels,
+                *same,
+                *[SERIES] * numbers,
+                CLOCK,
+            )
+            parts.append((about, added, self.weight_of_trees))
+        return summed(parts)
 
     def _columns(self, known: _Known, pairs: Pairs) -> Floats:
         return _columns(self.hours, known, pairs, self.centre, self.scale)

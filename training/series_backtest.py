@@ -16,7 +16,9 @@ from features.sources import counts, covariates
 from features.sources.counts import Panel
 from features.sources.covariates import Covariates
 from training import series_scores
+from training.drivers import Reasons, strengths
 from training.layouts import aligned
+from training.series_card import card
 from training.series_issue import Schedule, issue
 from training.telling import counting, write_json
 
@@ -99,7 +101,7 @@ class Backtested:
 def _where(done: Backtested) -> list[str]:
     e = done.evaluation
     return [
-        f"{done.forecasts:,} forecasts in {done.output}; figures and plots beside it. "
+        f"{done.forecasts:,} forecasts in {done.output}; figures, card and plots beside it. "
         f"{e['seconds']:.0f} s, {e['cpu_seconds']:.0f} s of CPU.",
         f"Coverage is of the 90 % interval, by randomised PIT, since whole numbers over-cover. {TARGETS}",
         "Intervals in brackets are 95 %, by resampled weeks. Skill: share of the humble forecast's loss saved.",
@@ -175,9 +177,10 @@ def run(
     shape : str
         One of ``features.sources.counts.SHAPES``.
     path, output : Path
-        The counts, and the Parquet file to write; ``.json`` and plots lie beside it under the same name.
+        The counts, and the Parquet file to write; ``.json``, the model card ``.md`` and plots lie beside it under the
+        same name.
     track : bool
-        Record the run in MLflow: figures and plots, never rows.
+        Record the run in MLflow: card, figures and plots, never rows.
 
     Raises
     ------
@@ -190,36 +193,39 @@ def run(
     panel = counts.read(path, shape, mapping, timezone)
     beside = covariates.read(covariate_files, mapping, timezone)
     schedule = asked.schedule(panel)
-    rows, scores = _issued(panel, beside, schedule, asked.threads)
+    rows, scores, reasons = _issued(panel, beside, schedule, asked.threads)
     if rows.empty:
         raise DataError("No forecast could be issued: no series has enough history before its origins.")
     output.parent.mkdir(parents=True, exist_ok=True)
     rows.to_parquet(output, index=False)
-    evaluation = _evaluation(panel, schedule, asked, scores, path)
+    evaluation = _evaluation(panel, schedule, asked, scores, path) | {"drivers": strengths(reasons)}
     evaluation |= {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     write_json(output.with_suffix(".json"), evaluation)
+    about = card(evaluation) if len(scores) else ""
+    if about:
+        output.with_suffix(".md").write_text(about, encoding="utf-8")
     drawn = series_scores.plots(evaluation["figures"], scores) if len(scores) else {}
     for name, figure in drawn.items():
         figure.savefig(output.with_name(f"{output.stem}_{name}"), dpi=110)
     if track:
         from training.tracking import log_backtest
 
-        log_backtest(evaluation, drawn, run_name=f"backtest {shape} {path.stem}")
+        log_backtest(evaluation, drawn, about, run_name=f"backtest {shape} {path.stem}")
     said = (*panel.account.lines(), *beside.lines(), _schedule_words(panel, schedule, asked))
     return Backtested(output, len(rows), evaluation, said)
 
 
 def _issued(
     panel: Panel, beside: Covariates, schedule: Schedule, threads: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, pd.DataFrame, list[Reasons]]:
     total = len(panel.names) if panel.step_h == 1 else sum(1 for _ in schedule.stretches())
-    rows, scores = [], []
+    rows, scores, reasons = [], [], list[Reasons]()
     with counting("issuing", "series" if panel.step_h == 1 else "fits", total) as (told, _):
-        for batch in issue(panel, beside, schedule, threads, told):
+        for batch in issue(panel, beside, schedule, threads, told, reasons.append):
             judged = series_scores.judge(batch, panel, schedule)
             rows.append(judged.rows)
             scores.append(judged.scores)
-    return pd.concat(rows, ignore_index=True), pd.concat(scores, ignore_index=True)
+    return pd.concat(rows, ignore_index=True), pd.concat(scores, ignore_index=True), reasons
 
 
 def _evaluation(

@@ -349,13 +349,18 @@ def log_monitor(metrics: Mapping[str, float], artifacts: Any) -> None:
 
 
 @quietly
-def log_backtest(evaluation: Mapping[str, Any], drawn: Mapping[str, Any], *, run_name: str) -> None:
-    """Record a backtest: its schedule, figures and plots; series are counted, never named."""
+def log_backtest(
+    evaluation: Mapping[str, Any], drawn: Mapping[str, Any], card: str, *, run_name: str
+) -> None:
+    """Record a backtest: its schedule, figures, reasons, card and plots; series are counted, never named."""
     with _run("backtest", run_name, {"origin": "backtest"}) as mlflow:
         about = {f"schedule.{k}": v for k, v in evaluation["schedule"].items()}
         about |= {f"data.{k}": v for k, v in evaluation["data"].items() if k != "account"}
         mlflow.log_params({k: str(v)[:500] for k, v in about.items()})
         _log_numbers(mlflow, _numbers(evaluation["figures"]))
         mlflow.log_dict(evaluation["figures"], "figures.json")
+        mlflow.log_dict(evaluation["drivers"], "drivers.json")
+        if card:
+            mlflow.log_text(card, "card.md")
         for name, figure in drawn.items():
             mlflow.log_figure(figure, f"plots/{name}")

@@ -17,9 +17,9 @@ from features.errors import DataError
 from features.sources import counts
 from features.sources.covariates import Covariates
 from models.series import QUANTILES, SharedEffect, Spread, count_cdf, count_quantiles
-from training import daily, series_scores
+from training import daily, hourly, series_scores
 from training.series_backtest import Asked, Backtested, run
-from training.series_issue import Schedule, _drift, issue
+from training.series_issue import Schedule, _drift, _wider, issue
 
 DAY_VARIANCE = 0.01
 BY_HOUR = 12 + 9 * np.sin(2 * np.pi * (np.arange(24) - 8) / 24)
@@ -279,6 +279,53 @@ def test_figures_and_plots_lie_beside_the_forecasts(small: tuple[Path, Backteste
     names = {p.name for p in done.output.parent.glob("out_*.png")}
     assert names == {f"out_{kind}_arrivals.png" for kind in ("rpit", "coverage", "skill")}
     assert "coverage 90 %" in done.summary()
+
+
+def test_the_card_says_the_figures_and_what_moves_an_hour(small: tuple[Path, Backtested]):
+    _, done = small
+    told = done.output.with_suffix(".md").read_text(encoding="utf-8")
+    assert "## arrivals" in told
+    cell = done.evaluation["figures"]["arrivals"]["8"]
+    assert f"| {cell['mae_of_median']:.2f}" in told
+    first = done.evaluation["drivers"][0]
+    # Hours of this truth go from 3 to 21 and weekdays hardly differ: the clock moves them most.
+    assert (first["about"], first["share"] > 0.5) == ("hour and weekday", True)
+    assert "| hour and weekday" in told
+
+
+def test_the_reasons_of_hours_add_up_to_the_forecast(tmp_path: Path):
+    panel = counts.read(hourly_file(tmp_path, 90), "hourly")
+    hours = hourly.Hours.of(panel.values[0], panel.stamps, "GB-ENG", Covariates(), seasons=False)
+    model = hourly.fit(hours, 80 * 24, 12, 0, 48)
+    origins = np.arange(80 * 24, 84 * 24, 12)
+    mean = np.log(model.means(origins, 48).ravel())
+    reasons = model.reasons(origins, 48)
+    np.testing.assert_allclose(sum(reasons.values()), mean - mean.mean(), atol=1e-8)
+
+
+def test_the_reasons_of_days_add_up_to_the_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(daily, "ENOUGH", 100)  # trees too
+    panel = counts.read(daily_file(tmp_path, 120, 3), "daily")
+    days = daily.Days.of(panel.values, panel.stamps, {}, "GB-ENG", Covariates(), seasons=False)
+    model = daily.fit(days, 110, (1, 4))
+    given = daily.Examples.joined([daily.examples(days, np.arange(105, 112), h) for h in (1, 4)])
+    away = model.centre(given) - given.level
+    reasons = model.reasons(given)
+    np.testing.assert_allclose(sum(reasons.values()), away - away.mean(), atol=1e-8)
+    assert len(model.trees) == 2
+
+
+def test_errors_over_christmas_widen_next_christmas_and_nothing_else():
+    stamps = pd.date_range("2022-12-01", "2023-12-31", freq="D")
+    origins = np.arange(10, 385)
+    unrest = daily.unrest(stamps, "GB-ENG", origins, 2)
+    of = dict(zip((stamps[origins + 2]).strftime("%Y-%m-%d"), unrest, strict=True))
+    # A target's own day, and whatever lies between: Easter Monday 2023 was 10 April.
+    assert [of[d] for d in ("2022-12-25", "2023-01-05", "2023-04-12", "2023-04-14")] == [3, 2, 1, 0]
+    error = np.tile(np.where(unrest[:40] == 3, 3.0, 1.0), (4, 1))
+    n = int((unrest[:40] == 3).sum())
+    assert _wider(error, unrest[:40]) == pytest.approx([1, 1, 1, (3 * n + 5) / (n + 5)])
+    assert _wider(np.full((4, 3), np.nan), unrest[:3]) == pytest.approx(np.ones(4))
 
 
 def test_the_command_records_a_run_without_rows_or_names(tmp_path: Path, var: Path):
