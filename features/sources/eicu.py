@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from features.clock import HOUR_US, MINUTE_US
 from features.concepts.drugs import antimicrobial
 from features.errors import DataError
 from features.events import NAT
@@ -44,7 +45,8 @@ from features.sources.tables import Kind, Tables, leave
 
 ADMISSION_US: Final = 946_684_800_000_000
 """2000-01-01T00:00Z, the unit admission of every stay."""
-MINUTE_US: Final = 60_000_000
+OPEN_US: Final = 366 * 24 * HOUR_US
+"""How far before and after its admission rows belong to a stay of which nobody tells when it began and ended."""
 OLDEST: Final = 90.0
 """Years given to patients written as ``> 89``."""
 STAY: Final = "patientunitstayid"
@@ -58,6 +60,11 @@ PATIENT: Final[dict[str, Kind]] = {
     "dischargeweight": "number",
 }  # fmt: skip
 OPTIONAL: Final = ("unitstaytype", "admissionweight", "admissionheight", "dischargeweight")
+READ: Final = (
+    "vitalperiodic", "vitalaperiodic", "lab", "respiratorycharting", "nursecharting", "intakeoutput", "infusiondrug",
+    "medication", "treatment", "microlab",
+)  # fmt: skip
+"""The tables of events, each row of which names its stay."""
 
 DESTINATIONS: Final = {
     "floor": "ward", "acute care/floor": "ward", "telemetry": "ward", "step-down unit (sdu)": "stepdown",
@@ -124,7 +131,9 @@ def batches(
     Parameters
     ----------
     path : Path
-        Folder of Parquet, CSV or CSV.GZ files. ``patient`` must be there; what else is missing is noted.
+        Folder of Parquet, CSV or CSV.GZ files. What is missing is noted. Without ``patient``, as in the subsets that
+        courses and packages pass on, stays are those that the other tables name, each a person of its own of whom
+        neither age nor sex nor the end is known.
     account : ReadAccount
         Filled as reading goes on.
     timezone : str
@@ -142,7 +151,8 @@ def batches(
     if mapping is not None:
         raise DataError("eICU tables need no mapping file. Leave it out.")
     tables = Tables(Path(path))
-    tables.require("patient")
+    if not tables.has("patient") and not any(tables.has(name) for name in READ):
+        tables.require("patient")
     reading = _reading(tables, account, say)
     yield from reading.stays.batches()
     yield from _milestones(reading)
@@ -177,11 +187,8 @@ def ages(words: pd.Series) -> Floats:
 
 
 def _reading(tables: Tables, account: ReadAccount, say: Say) -> _Reading:
-    found = tables.whole("patient", PATIENT, optional=OPTIONAL, account=account, say=say)
-    nameless = found[STAY].isna() | found["uniquepid"].isna()
-    found = leave(found, nameless, account, "patient", "no_encounter").reset_index(drop=True)
-    if not len(found):
-        raise DataError("Table patient holds no stay with patientunitstayid and uniquepid.")
+    described = tables.has("patient")
+    found = _described(tables, account, say) if described else _only_named(tables, account)
     unit_end, hospital_start, hospital_end = (
         instants(found[c]) for c in ("unitdischargeoffset", "hospitaladmitoffset", "hospitaldischargeoffset")
     )
@@ -203,11 +210,13 @@ def _reading(tables: Tables, account: ReadAccount, say: Say) -> _Reading:
         }
     )
     account.note("eICU has no dates: unit admission is 2000-01-01T00:00Z for every stay.")
-    account.note(f"Patients over 89 have a hidden age in eICU: {OLDEST:.0f} years stand for it.")
-    account.note("Stays of the type stepdown/other are not intensive care: their class is ward.")
+    if described:
+        account.note(f"Patients over 89 have a hidden age in eICU: {OLDEST:.0f} years stand for it.")
+        account.note("Stays of the type stepdown/other are not intensive care: their class is ward.")
     start = np.minimum(np.where(hospital_start.isna(), ADMISSION_US, micros_of(hospital_start)), ADMISSION_US)
     end = np.maximum(micros_of(unit_end), micros_of(hospital_end))
-    stays = Stays(encounters, start, np.maximum(end, ADMISSION_US))
+    open_us = 0 if described else OPEN_US
+    stays = Stays(encounters, start - open_us, np.maximum(end, ADMISSION_US + open_us))
     times = {
         "admitted": admitted,
         "unit_end": unit_end,
@@ -215,6 +224,36 @@ def _reading(tables: Tables, account: ReadAccount, say: Say) -> _Reading:
         "hospital_end": hospital_end,
     }
     return _Reading(tables, account, say, stays, found.assign(**times, stepdown=stepdown))
+
+
+def _described(tables: Tables, account: ReadAccount, say: Say) -> pd.DataFrame:
+    """The stays of the table ``patient``."""
+    found = tables.whole("patient", PATIENT, optional=OPTIONAL, account=account, say=say)
+    nameless = found[STAY].isna() | found["uniquepid"].isna()
+    found = leave(found, nameless, account, "patient", "no_encounter").reset_index(drop=True)
+    if not len(found):
+        raise DataError("Table patient holds no stay with patientunitstayid and uniquepid.")
+    return found
+
+
+def _only_named(tables: Tables, account: ReadAccount) -> pd.DataFrame:
+    """The stays that the tables of events name, with nothing known of them."""
+    names = set[str]()
+    for table in filter(tables.has, READ):
+        for frame in tables.stream(table, {STAY: "id"}):
+            names |= set(frame[STAY].dropna().unique())
+    if not names:
+        raise DataError("No table names a stay in patientunitstayid.")
+    account.note(
+        "Table patient is not there: stays are those that other tables name, each of a person of its own, "
+        "without age, sex or end."
+    )
+    nothing = {
+        c: pd.Series(np.nan, range(len(names)), object if k != "number" else float)
+        for c, k in PATIENT.items()
+    }
+    found = pd.DataFrame(nothing).assign(**{STAY: sorted(names), "uniquepid": sorted(names)})
+    return found.astype({c: "str" for c, kind in PATIENT.items() if kind != "number"})
 
 
 def _milestones(reading: _Reading) -> Iterator[Batch]:

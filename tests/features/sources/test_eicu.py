@@ -263,9 +263,31 @@ def test_a_specimen_is_one_culture(tell):
     assert told.left("microlab") == {"same_specimen": 1}
 
 
+def test_without_a_table_of_patients_stays_are_those_that_rows_name(database, tell_all):
+    row = {
+        "labresultrevisedoffset": 90,
+        "labresulttext": "",
+        "labmeasurenamesystem": "mmol/L",
+        "labname": "lactate",
+    }
+    rows = [
+        {"labid": k, "patientunitstayid": who, "labresultoffset": when, "labresult": 2.5, **row}
+        for k, (who, when) in enumerate([(9, 60), (7, -30), (7, 60 * 24 * 40)])
+    ]
+    told = tell_all("eicu", database({"lab": rows}))
+    assert told.encounters["encounter_id"].tolist() == told.encounters["subject_id"].tolist() == ["7", "9"]
+    assert told.encounters["age_years"].isna().all()
+    assert set(told.encounters["sex"]) == {""}
+    assert sorted(told.of("EICU_LAB//lactate")["time"]) == [after(-30), after(60), after(60 * 24 * 40)]
+    assert told.of("WARDCAST//hospital_discharge").empty
+    assert any("Table patient is not there" in note for note in told.account.notes)
+
+
 def test_what_cannot_be_read_is_refused_with_its_cure(tell, database, tell_all):
     with pytest.raises(DataError, match="lacks the tables patient"):
-        tell_all("eicu", database({"lab": [{"labid": 1}]}, "a"))
+        tell_all("eicu", database({"admissionDx": [{"admissiondxid": 1}]}, "a"))
+    with pytest.raises(DataError, match=r"lab\.\S+ has no column patientunitstayid"):
+        tell_all("eicu", database({"lab": [{"labid": 1}]}, "b"))
     with pytest.raises(DataError, match=r"infusiondrug.csv has no column drugrate"):
         tell(
             infusiondrug=[{"infusiondrugid": 1, "patientunitstayid": 7, "infusionoffset": 1, "drugname": "x"}]
@@ -305,6 +327,17 @@ def test_events_of_the_demo_lie_in_their_stays_and_are_mostly_mapped(demo):
     ).all()
     assert account.mapped > 0.8 * account.read
     assert len(cleaned) > 0.99 * account.mapped
+
+
+@pytest.mark.data
+def test_a_subset_without_patients_is_read(data_dir, tell_all):
+    told = tell_all("eicu", data_dir / "eicu-demo" / "pyhealth-subset")
+    assert told.account.rows["lab"] == 29_961
+    assert {t: told.unaccounted(t) for t in ("lab", "medication", "treatment")} == dict.fromkeys(
+        ("lab", "medication", "treatment"), 0
+    )
+    assert told.left("lab") == {}
+    assert len(told.of("EICU_LAB//creatinine")) > 500
 
 
 @pytest.mark.data
