@@ -26,10 +26,8 @@ from serving.monitoring.statistics import Floats, Ints, proportion_probability
 WEEK_H: Final = 7 * 24
 LEAST_H: Final = WEEK_H
 """A week at least is needed before anything is usual."""
-WEEKS_OF_PRIOR: Final = 4.0
-"""An hour of the week is drawn to what its hour and its day let expect by so many weeks' worth of evidence."""
-WEEKS_OF_DAY: Final = 0.5
-"""The same for a day of the week, drawn to the mean day: a Sunday shows soon that it is one."""
+UNPROVEN: Final = 0.5
+"""So much of a difference between days or hours of the week is believed before they have come again often enough."""
 MINUTES_15: Final = HOUR_US // 4
 SCALES: Final = (6, 12, 24)
 """Hours over which counts are summed to see how much they wander: the same few patients make a feed for a day."""
@@ -47,6 +45,9 @@ RARE: Final = 1e-3
 FROZEN: Final = 1e-6
 SELDOM_SAME: Final = 0.12
 """Values that repeat themselves more often than this may well do so for half a day."""
+EMPTY: Final = 0.33
+CROWDED: Final = 3.0
+"""Beyond these nobody knows how full a site is: while it opens or closes, its hours are no example of what is usual."""
 ACTIVE: Final = 20.0
 """Feeds that bring so much a day tell how full a site is."""
 
@@ -254,9 +255,16 @@ def expected(ledger: Ledger, first: int, start: int, stop: int, timezone: str) -
     known = start - first
     hour_of_week = _hour_of_week(np.arange(first, stop), timezone)
     base = np.where(good[:, :known], count[:, :known], np.nan)
-    mean = _weekly(base, hour_of_week[:known])[:, hour_of_week]
-    mean = mean * _activity(ledger, count, mean)
-    left = np.where(good[:, :known], count[:, :known] - mean[:, :known], np.nan)
+    whole = min(stop, ledger.until // HOUR_US) - first
+    week = _weekly(base, np.ones_like(base), hour_of_week[:known])[:, hour_of_week]
+    full = _activity(ledger, count, week, whole)[:, :known]
+    base = np.where((full <= EMPTY) | (full >= CROWDED), np.nan, base)
+    # Fullness is taken out by whole weeks, or a Sunday would seem to be a day on which the site is half empty.
+    middle = np.minimum(np.arange(known) + WEEK_H // 2, known - 1)
+    slow = _activity(ledger, count, week, known, WEEK_H)[:, middle]
+    week = _weekly(base, slow, hour_of_week[:known])[:, hour_of_week]
+    mean = week * _activity(ledger, count, week, whole)
+    left = base - mean[:, :known]
     patients = ledger.histogram(first, start).sum(axis=1)
     each = np.maximum(count[:, :known].sum(axis=1) / np.maximum(patients, 1.0), OF_ONE_PATIENT)
     return Expected(first, mean, *_wandering(left, mean[:, :known], each), each)
@@ -278,17 +286,38 @@ def _hour_of_week(hours: Ints, timezone: str) -> Ints:
     return (local.weekday * 24 + local.hour).to_numpy(np.int64)
 
 
-def _weekly(base: Floats, hour_of_week: Ints) -> Floats:
-    """Mean count by hour of the week, shape (n_feeds, 168), drawn to what the hour and the day of it let expect."""
-    total, n = _by(np.nan_to_num(base), hour_of_week, WEEK_H), _by(~np.isnan(base), hour_of_week, WEEK_H)
-    days, seen = total.reshape(-1, 7, 24), n.reshape(-1, 7, 24)
+def _weekly(base: Floats, full: Floats, hour_of_week: Ints) -> Floats:
+    """Mean count by hour of the week, shape (n_feeds, 168), of a site as full as usual, drawn to what the hour and the
+    day of it let expect; ``full`` says how full it was at each hour."""
+    came, seen = np.nan_to_num(base), np.where(np.isnan(base), 0.0, full)
+    hour, weekday = hour_of_week % 24, hour_of_week // 24
     with np.errstate(invalid="ignore", divide="ignore"):
-        level = np.nan_to_num(total.sum(axis=1) / n.sum(axis=1))[:, None, None]
-        of_hour = np.nan_to_num(days.sum(axis=1) / seen.sum(axis=1))[:, None, :]
-        drawn = days.sum(axis=2) + 24 * level[..., 0] * WEEKS_OF_DAY
-        of_day = np.nan_to_num(drawn / (seen.sum(axis=2) + 24 * WEEKS_OF_DAY) / level[..., 0], nan=1.0)
-    usual = (days + WEEKS_OF_PRIOR * of_hour * of_day[..., None]) / (seen + WEEKS_OF_PRIOR)
-    return np.asarray(usual.reshape(-1, WEEK_H), np.float64)
+        of_hour = np.nan_to_num(_by(came, hour, 24) / _by(seen, hour, 24))
+    due = seen * of_hour[:, hour]
+    date = np.cumsum(np.r_[0, np.diff(weekday) != 0])
+    n_dates = int(date[-1]) + 1
+    of_date = weekday[np.unique(date, return_index=True)[1]]
+    of_day = _drawn(_by(came, date, n_dates), _by(due, date, n_dates), of_date, 7)
+    of_both = _drawn(came, due * of_day[:, weekday], hour_of_week, WEEK_H)
+    return np.asarray(np.tile(of_hour, 7) * np.repeat(of_day, 24, axis=1) * of_both, np.float64)
+
+
+def _drawn(count: Floats, expected: Floats, group: Ints, n: int) -> Floats:
+    """By how much each of ``n`` groups (days of the week, say) has more than expected, shape (n_feeds, n).
+
+    Drawn to 1 as far as groups differ no more from each other than their members do among themselves (empirical Bayes):
+    a few weeks of chance are no day of the week, and a Sunday with half the laboratory is one soon.
+    """
+    of_group, weight = _by(count, group, n), _by(expected, group, n)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(weight > 0, of_group / weight, 1.0)
+        # Squared differences over what was expected, as Pearson's: of members within their group, and of groups.
+        within = np.nan_to_num((count - expected * ratio[:, group]) ** 2 / expected).sum(axis=1)
+        between = ((ratio - 1) ** 2 * weight).sum(axis=1) / (n - 1)
+        kept = np.nan_to_num(1 - within / max(len(group) - n, 1) / between)
+    if 2 * len(group) < 3 * n:
+        kept = np.full(len(kept), UNPROVEN)
+    return np.asarray(1 + np.clip(kept, 0.0, 1.0)[:, None] * (ratio - 1))
 
 
 def _by(values: Floats, group: Ints, n: int) -> Floats:
@@ -297,28 +326,29 @@ def _by(values: Floats, group: Ints, n: int) -> Floats:
     return summed
 
 
-def _activity(ledger: Ledger, count: Floats, mean: Floats) -> Floats:
-    """How full each feed's site is: what its feeds brought in 24 hours over the usual.
+def _activity(ledger: Ledger, count: Floats, mean: Floats, whole: int, hours: int = 24) -> Floats:
+    """How full each feed's site is: what its feeds brought in so many hours over the usual.
 
     The median of the vital signs, or of the other kinds of feeds, whichever is nearer to 1: a feed that fails does not
     lower what is expected of itself or of others, nor does an interface that says everything twice raise it.
     """
-    day_count, day_mean = _trailing(count, 24), _trailing(mean, 24)
+    day_count, day_mean = _trailing(count, hours), _trailing(mean, hours)
     known = loader.concepts()
     sites = np.array([site for _, _, site in ledger.feeds])
     vital = np.array([c in known and known[c].kind == "vital" for _, c, _ in ledger.feeds])
-    busy = np.median(day_mean, axis=1) >= ACTIVE
+    busy = np.median(day_mean, axis=1) >= ACTIVE * hours / 24
     activity = np.ones_like(mean)
     for site in np.unique(sites):
         told = [np.flatnonzero((sites == site) & busy & kind) for kind in (vital, ~vital)]
         ratios = [
-            np.clip(np.median(day_count[some] / day_mean[some], axis=0), 0.33, 3.0)
+            np.clip(np.median(day_count[some] / day_mean[some], axis=0), EMPTY, CROWDED)
             for some in told
             if len(some) >= 3
         ]
         if ratios:
             nearest = np.abs(np.log(ratios)).argmin(axis=0)
             activity[sites == site] = np.take_along_axis(np.array(ratios), nearest[None, :], axis=0)
+    activity[:, whole:] = activity[:, max(whole - 1, 0), None]  # an hour that has just begun looks empty
     return activity
 
 
