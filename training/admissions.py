@@ -32,14 +32,14 @@ from features.sources import moves as move_source
 from features.sources import outlook
 from features.sources import visits as visit_source
 from features.sources.synthetic import simulate
-from features.sources.visits import visit_events
+from features.sources.visits import through_ed, visit_events
 from models import metrics, parity
 from models.beds import BedModel, admission_matrix
 from models.bundle import Bundle, mean_of_members, write_bundle
 from models.calibration import Calibrator, choose
 from models.profile import profile
 from models.spec import Spec
-from training import backtest
+from training import backtest, ingredients
 from training.flows import fit_flows, grouped_visits, name_specialties, specialty_codes
 
 Floats = npt.NDArray[np.float64]
@@ -393,6 +393,7 @@ def fit(hospital: Hospital, spec: Spec, threads: int) -> Parts:
     evaluation = {
         "p_admission": judge_admission(rows, scorer),
         "beds": backtest.judge(test),
+        "ingredients": _ingredients(hospital, visits, rows, scorer, model, cuts[1]),
         "attrition": rows.attrition,
         "test": {
             "first": cuts[1].isoformat(),
@@ -404,6 +405,30 @@ def fit(hospital: Hospital, spec: Spec, threads: int) -> Parts:
     names = [*spec.features.names, *spec.table["model"]["calendar"]]
     reference = profile(rows.matrix[held], names, scorer.score(rows.matrix[held]))
     return Parts(admission, model, reference, evaluation, cuts)
+
+
+def _ingredients(
+    hospital: Hospital,
+    visits: pd.DataFrame,
+    rows: Rows,
+    scorer: _Scorer,
+    model: BedModel,
+    since: pd.Timestamp,
+) -> dict[str, Any]:
+    """Each ingredient of the forecast by itself in the test period, and what moves it."""
+    test = rows.part == 2
+    matrix, spec = rows.matrix[test], scorer.spec
+    mix = np.asarray(scorer.admission.specialty.predict(matrix, num_threads=1), "float64").reshape(
+        len(matrix), -1
+    )
+    arrivals = visits.loc[through_ed(visits), "arrival_time"]
+    stays = move_source.spells(visits, hospital.moves)
+    held = ingredients.Held(rows.table[test], mix, arrivals, stays, since, hospital.last, hospital.timezone)
+    names = [*spec.features.names, *spec.table["model"]["calendar"]]
+    return {
+        "judged": ingredients.judge(held, model),
+        "reasons": ingredients.reasons(scorer.boosters, matrix, names, model),
+    }
 
 
 @dataclass(frozen=True)
@@ -516,6 +541,8 @@ def evaluation_table(evaluation: dict[str, Any]) -> str:
     lines += [
         "",
         f"Cells (level x window x huddle) with rPIT W² > 0.461: {cells['miscalibrated']} of {cells['cells']}.",
+        "",
+        ingredients.told(evaluation["ingredients"]),
     ]
     return "\n".join(lines)
 

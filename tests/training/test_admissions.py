@@ -69,6 +69,28 @@ def test_training_writes_a_bundle_that_forecasts(trained: admissions.TrainResult
     assert not any(mark in text for mark in ("V0000", "P0000")), "no identity of anyone in a bundle"
 
 
+def test_every_ingredient_is_held_against_what_came_and_says_what_moves_it(trained: admissions.TrainResult):
+    found = trained.evaluation["ingredients"]
+    judged = {i["about"]: i for i in found["judged"]}
+    for about in (
+        "bed within 4 h, undecided who will be admitted",
+        "arrivals at the emergency department, days",
+        "in a bed at noon, gone a day later",
+    ):
+        assert judged[about]["observed"] / judged[about]["expected"] == pytest.approx(1, abs=0.15), about
+    mixed = [i for about, i in judged.items() if about.startswith("specialty")]
+    assert (
+        sum(i["observed"] for i in mixed)
+        == mixed[0]["cases"]
+        == pytest.approx(sum(i["expected"] for i in mixed))
+    )
+    reasons = found["reasons"]
+    assert set(reasons) == {"p_admission", "specialty", "arrivals", "discharges"}
+    assert 0 < sum(reasons["p_admission"].values()) <= 1
+    assert reasons["arrivals"]["hour"] > 2, "the simulator's nights are quiet"
+    assert "in a bed at noon, gone a day later" in trained.bundle.card
+
+
 def test_a_trained_bundle_keeps_what_the_gates_ask_of_its_scores(trained: admissions.TrainResult):
     judged = {g.name: g for g in Gates.load("admissions").judge(Bundle.load(trained.folder))}
     assert judged["reference rows score as when it was made"].passed
