@@ -201,8 +201,8 @@ def told(found: dict[str, Any]) -> str:
     ]  # fmt: skip
     return "\n\n".join(
         [
-            "Ingredients in the test period (loss: Brier score, beside that of one chance for all; of arrivals the mean "
-            "absolute error of a day, beside the mean of four same weekdays):",
+            "Ingredients in the test period (loss: Brier score, beside that of one chance for all; of arrivals the "
+            "mean absolute error of a day, beside the mean of four same weekdays):",
             markdown(("ingredient", "cases", "expected", "observed", "O/E", "loss", "usual loss"), rows),
             "What moves them: of P(admission) and specialty the share of SHAP contributions, of arrivals and "
             "discharges the highest over the lowest rate, of a holiday and a series its factor.",
