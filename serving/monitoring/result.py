@@ -19,7 +19,7 @@ LAST: Final = "last.json"
 MOST_LINES: Final = 8
 HEARTBEAT: Final = "heartbeat.json"
 GAUGES: Final = "monitor.prom"
-ADDED: Final = ("performance", "people", "admissions")
+ADDED: Final = ("performance", "people", "admissions", "site")
 """What results of earlier versions do not have."""
 
 
@@ -52,6 +52,8 @@ class MonitorResult:
         the period before.
     admissions : dict
         Earlier bed forecasts against what came (:func:`serving.monitoring.admissions.judge`); empty without any.
+    site : str
+        Whose store it is (``WARDCAST_SITE``). A store is one site's, and findings name the unit within it.
     evidently : dict
         ``columns, rows, drift, drifted, left_out, html`` (file name or None), ``error`` (None when it ran).
     duration_s : float
@@ -80,6 +82,7 @@ class MonitorResult:
     performance: dict[str, Any] = field(default_factory=dict)
     people: dict[str, Any] = field(default_factory=dict)
     admissions: dict[str, Any] = field(default_factory=dict)
+    site: str = ""
 
     def count(self, severity: str) -> int:
         """Findings of one severity."""

@@ -170,6 +170,7 @@ def _monitor(
         timezone=settings.timezone,
         came=came,
         back=back,
+        site=settings.site,
     )
     if intake is not None:
         arrivals.keep(home, intake, to_us(closes))
@@ -251,6 +252,7 @@ def examine(
     evidently: bool = True,
     came: Sequence[Finding] = (),
     back: LookBack | None = None,
+    site: str = "",
 ) -> MonitorResult:
     """Compare a period's log with the reference, and write the report into ``folder``; needs no store and no bundle.
 
@@ -299,6 +301,7 @@ def examine(
         duration_s=round(time.monotonic() - begun, 2),
         folder=folder,
         artifacts=[folder / "monitor.html", folder / "monitor.json", *_files(report)],
+        site=site,
         **(back.facts if back else {}),
     )
     write_atomically(folder / "monitor.json", _json(result))

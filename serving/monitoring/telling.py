@@ -46,7 +46,7 @@ def tell(store: Store, settings: Settings, findings: Sequence[Finding], source: 
                 news = {
                     k: news[k] for k in ("kind", "what", "where", "since", "certainty", "action", "features")
                 }
-                news["finding"] = news.pop("kind")
+                news = {"site": settings.site, "finding": news.pop("kind"), **news}
                 now = to_us(datetime.now(UTC))
                 webhooks.put(connection, receivers, MONITOR_ALARM, {**news, "link": link}, now)
     write_atomically(path, json.dumps(told | {source: sorted(alarms)}) + "\n")

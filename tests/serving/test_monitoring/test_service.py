@@ -41,10 +41,12 @@ def test_the_log_becomes_a_report_a_page_and_gauges(watched_service):
     assert result.folder.parent == home / "runs"
     assert heartbeat(home)["status"] == "ok"
     assert last_result(home).findings == result.findings
+    assert last_result(home).site == watched_service.settings.site
 
     page = watched_service.get("/monitor")
     assert page.status_code == 200
     assert result.headline in page.text
+    assert f"Site {result.site}." in page.text
     assert "enc-1" not in page.text
     assert "has not run" not in page.text
     said = watched_service.get("/v1/monitor").json()
@@ -115,7 +117,7 @@ def test_receivers_are_told_of_an_alarm_once(watched_service, tmp_path):
     finally:
         store.close()
     assert told == [1, 0, 0, 0, 0, 1]
-    assert [b["kind"] for b in bodies] == ["monitor.alarm"] * 2
+    assert [(b["kind"], b["site"]) for b in bodies] == [("monitor.alarm", settings.site)] * 2
     assert (bodies[0]["finding"], bodies[0]["where"], bodies[0]["features"]) == (
         "feed_silent",
         "unit A",
