@@ -55,6 +55,8 @@ DRIFT_DAYS: Final = 3
 """Days of outcomes from which it is read how far all series are off together."""
 DRIFT_SERIES: Final = 6
 """So many series must have an outcome on a day to speak of all of them."""
+SHIFT_KEPT: Final = 0.5
+"""Of what many series were off by together in the past, so much is expected again: it is one season's luck as much."""
 DRIFT_WORTH: Final = 20.0
 """Days of belief that yesterday's shared error says nothing of tomorrow's."""
 UNREST_WORTH: Final = 5.0
@@ -433,6 +435,8 @@ def _spread(error: Floats, h: int) -> tuple[Spread, Floats]:
     knots = np.sort(scaled[np.isfinite(scaled)])
     if len(knots) > MOST_KNOTS:
         knots = np.quantile(knots, (np.arange(MOST_KNOTS) + 0.5) / MOST_KNOTS)
+    if len(error) >= DRIFT_SERIES:
+        knots = knots - (1 - SHIFT_KEPT) * np.median(knots)
     days = int(np.isfinite(error).any(axis=0).sum())
     # Series of one country share its days, and errors of several days ahead share most of those days.
     alike = float(np.sqrt(min(int((n > 0).sum()), 25))) / 2

@@ -19,7 +19,7 @@ from features.sources.covariates import Covariates
 from models.series import QUANTILES, SharedEffect, Spread, count_cdf, count_quantiles
 from training import daily, hourly, series_scores
 from training.series_backtest import Asked, Backtested, run
-from training.series_issue import Schedule, _drift, _wider, issue
+from training.series_issue import Schedule, _drift, _spread, _wider, issue
 
 DAY_VARIANCE = 0.01
 BY_HOUR = 12 + 9 * np.sin(2 * np.pi * (np.arange(24) - 8) / 24)
@@ -313,6 +313,15 @@ def test_the_reasons_of_days_add_up_to_the_forecast(tmp_path: Path, monkeypatch:
     reasons = model.reasons(given)
     np.testing.assert_allclose(sum(reasons.values()), away - away.mean(), atol=1e-8)
     assert len(model.trees) == 2
+
+
+def test_of_what_all_were_off_by_half_is_expected_again():
+    error = np.random.default_rng(3).normal(0.4, 1.0, (8, 400))
+    many, one = _spread(error, 7)[0], _spread(error[:1], 7)[0]
+    assert np.median(many.knots) == pytest.approx(0.2, abs=0.05)
+    assert np.median(one.knots) == pytest.approx(0.4, abs=0.1), (
+        "one series has no season in common with others"
+    )
 
 
 def test_errors_over_christmas_widen_next_christmas_and_nothing_else():
