@@ -55,7 +55,7 @@ class Held:
     timezone: str
 
 
-def judge(held: Held, model: BedModel) -> list[dict[str, Any]]:
+def judge(held: Held, model: BedModel) -> dict[str, dict[str, Any]]:
     """Each ingredient beside what came: how many cases, expected and observed, loss and the loss of one chance for all.
 
     Loss is the Brier score of chances, the mean absolute error of days; ``usual`` that of the observed share, or of
@@ -67,7 +67,7 @@ def judge(held: Held, model: BedModel) -> list[dict[str, Any]]:
         _arrivals(held, model),
         _leaving(held, model),
     ]
-    return [line for line in told if line["cases"]]
+    return {line.pop("about"): line for line in told if line["cases"]}
 
 
 def _line(about: str, expected: Floats, came: Floats, usual: Floats | None = None) -> dict[str, Any]:
@@ -194,10 +194,10 @@ def told(found: dict[str, Any]) -> str:
     """Both as Markdown, for the card."""
     rows = [
         (
-            i["about"], f"{i['cases']:,}", f"{i['expected']:,.0f}", f"{i['observed']:,.0f}",
+            about, f"{i['cases']:,}", f"{i['expected']:,.0f}", f"{i['observed']:,.0f}",
             f"{i['observed'] / max(i['expected'], 1e-9):.2f}", f"{i['loss']:.3f}", f"{i['usual']:.3f}",
         )
-        for i in found["judged"]
+        for about, i in found["judged"].items()
     ]  # fmt: skip
     return "\n\n".join(
         [
