@@ -46,7 +46,7 @@ def test_the_log_becomes_a_report_a_page_and_gauges(watched_service):
     page = watched_service.get("/monitor")
     assert page.status_code == 200
     assert result.headline in page.text
-    assert f"Site {result.site}." in page.text
+    assert f"Store of {result.site}." in page.text
     assert "enc-1" not in page.text
     assert "has not run" not in page.text
     said = watched_service.get("/v1/monitor").json()
