@@ -10,6 +10,7 @@ here by hour, or by day where they carry dates only. A mapping file names the co
     drop = { code = ["-"] }      # rows that are totals of others
     zeros = "auto"               # auto, real or missing: what a zero means
     holidays = "GB-ENG"          # whose public holidays
+    zone = "Europe/London"       # where stamps are UTC and do not say so: whose hours and days they mean
 
 Layouts of open data sets lie in ``count_layouts/`` and are recognised by their columns, so that those files need no
 mapping. Nothing is dropped in silence. Every repair looks backwards only: what a count means never depends on what was
