@@ -219,8 +219,8 @@ def _counts() -> str:
             "",
             _head_of("features.sources.counts"),
             "",
-            "A stamp with an offset is read on the wall clock of WARDCAST_TIMEZONE, one without as it is printed, or on "
-            "that of the mapping's zone. An hour that clocks show twice holds the counts of both its turns.",
+            "A stamp with an offset is read on the wall clock of WARDCAST_TIMEZONE, one without as it is printed, or "
+            "on that of the mapping's zone. An hour that clocks show twice holds the counts of both its turns.",
             "Check a file: wardcast data check --source hourly|daily --input FILE",
         ]
     )
