@@ -32,26 +32,25 @@ Bools = npt.NDArray[np.bool_]
 FEWEST_SEPTIC: Final = 20
 """Septic patients without which two numbers cannot be told from chance."""
 SPREAD: Final = (0.3, 0.5)
-"""How far slope and intercept are believed to move from a released map: standard deviations around 1 and 0."""
+"""How far a released map's slope, and its level at a patient's usual log-odds, are believed to move: standard
+deviations."""
 FAMILIAR: Final = (
     "By their identifiers these look like the challenge's own patients, most of whom trained this model: then its "
     "scores flatter it here, and this calibration holds nowhere else. A bundle keeps no patients, so nothing more can "
     "be said."
 )
-CENTRE: Final = np.array([1.0, 0.0])
 STAYS: Final = 1000
 DRAWS: Final = 20
 REPLICATES: Final = 200
 
 
 def uncertainty(calibrator: Calibrator, raw: Floats, label: Ints, patient: Ints) -> Floats:
-    """How far slope and intercept of these stays may be off by chance: their covariance, shape (2, 2).
+    """How far slope and level of these stays may be off by chance: their covariance, shape (2, 2).
 
-    Cluster-robust (sandwich over patients), of an unpenalised line, since the hours of a stay are alike. The intercept
-    suffers far more from that than the slope, so that one design effect for both would trust the slope too little.
-    Infinite where the stays do not determine a line.
+    The level is the line's height at the mean calibrated log-odds of the rows. Cluster-robust (sandwich over patients),
+    of an unpenalised line, since the hours of a stay are alike. Infinite where the stays do not determine a line.
     """
-    design = _design(calibrator, raw)
+    design, _ = _design(calibrator, raw)
     line = metrics.logistic(design, np.zeros(len(raw)), label.astype(np.float64), np.ones(len(raw)))
     p = expit(design @ line)
     score = design * (label - p)[:, None]
@@ -70,20 +69,25 @@ def local_line(
     """Slope and intercept, in calibrated log-odds, of local patients; drawn towards 1 and 0 while they are few.
 
     The line of highest likelihood, believed as its ``covariance`` (:func:`uncertainty`) allows beside a normal prior
-    of :data:`SPREAD` around 1 and 0; 1 and 0 themselves where there is no such line.
+    of :data:`SPREAD` around an unmoved slope and level; 1 and 0 where there is no such line. The level is drawn, not
+    the intercept: log-odds of 0 lie far from any patient, and a slope could not move without moving what it is there.
     """
     share = np.ones(len(raw)) if weight is None else weight
-    line = metrics.logistic(_design(calibrator, raw), np.zeros(len(raw)), label.astype(np.float64), share)
+    design, middle = _design(calibrator, raw, share)
+    line = metrics.logistic(design, np.zeros(len(raw)), label.astype(np.float64), share)
     if not (np.isfinite(line).all() and np.isfinite(covariance).all()):
         return 1.0, 0.0
-    prior = np.diag(np.square(SPREAD))
-    slope, intercept = CENTRE + prior @ np.linalg.solve(prior + covariance, line - CENTRE)
-    return max(float(slope), 0.05), float(intercept)
+    unmoved, prior = np.array([1.0, middle]), np.diag(np.square(SPREAD))
+    drawn = unmoved + prior @ np.linalg.solve(prior + covariance, line - unmoved)
+    slope = max(float(drawn[0]), 0.05)
+    return slope, float(drawn[1]) - slope * middle
 
 
-def _design(calibrator: Calibrator, raw: Floats) -> Floats:
+def _design(calibrator: Calibrator, raw: Floats, weight: Floats | None = None) -> tuple[Floats, float]:
+    """Calibrated log-odds less their mean beside a column of ones, shape (n, 2), and that mean."""
     odds = logit(calibrator.apply(raw))
-    return np.column_stack([odds, np.ones_like(odds)])
+    middle = float(np.average(odds, weights=weight))
+    return np.column_stack([odds - middle, np.ones_like(odds)]), middle
 
 
 def adapted(
