@@ -4,7 +4,8 @@ ORU^R01 of 8 OBX, 50 connections that each wait for their answer, loopback, send
 Beside it the disk's own rate, one synchronised write after the other, which a listener that writes message by message
 could not exceed; and python-hl7's own server (``pip install hl7``) that keeps each message in the same log. ``--all``
 floods for a minute and kills the listener 200 times. WARDCAST_BENCH_PART runs one part of ``flood``, ``whole``,
-``backlog`` (330,000 messages with ``--all``, given up after nine minutes) and ``kills``, so that none is long.
+``fresh`` (result to score), ``backlog`` (330,000 messages with ``--all``, given up after nine minutes) and ``kills``,
+so that none is long.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALL = os.environ.get("WARDCAST_BENCH") == "all"
 CONNECTIONS = 50
 PARTS = tuple(filter(None, os.environ.get("WARDCAST_BENCH_PART", "").split(","))) or (
-    "flood", "whole", "backlog", "kills",
+    "flood", "whole", "fresh", "backlog", "kills",
 )  # fmt: skip
 SECONDS = 60.0 if ALL else 10.0
 KILLS = 200 if ALL else 20
@@ -40,6 +41,8 @@ BACKLOG = int(os.environ.get("WARDCAST_BENCH_BACKLOG", "330000" if ALL else "600
 LONGEST_S = 540.0
 """What queues up while an interface is away for four hours at 1,000 beds."""
 BEDS = 1_000
+ROUNDS = 48
+"""Messages of 8 results about each patient before the clock is started."""
 PACE = 120
 """Results a second at the peak of a hospital of 1,000 beds."""
 STAY = datetime.now(UTC) - timedelta(hours=6)
@@ -170,7 +173,7 @@ def syncs(folder: Path, seconds: float = 2.0) -> float:
 
 def bench() -> Iterator[dict[str, Any]]:
     """Rates and latencies, then the killing; what was written goes with the folder."""
-    parts = {"flood": _flooded, "whole": _whole, "backlog": _drained, "kills": _killed}
+    parts = {"flood": _flooded, "whole": _whole, "fresh": _fresh, "backlog": _drained, "kills": _killed}
     for part in PARTS:
         with tempfile.TemporaryDirectory(dir=os.environ.get("WARDCAST_VAR")) as name:
             yield from parts[part](Path(name))
@@ -202,8 +205,21 @@ def _python_hl7(folder: Path) -> float | None:
 
 def _whole(folder: Path) -> Iterator[dict[str, Any]]:
     """The command as it is run, which reads the log into the store and scores while more comes in."""
+    with _running(folder) as (port, store, log):
+        _sent(port, [admission(k) for k in range(CONNECTIONS)])
+        begun = time.perf_counter()
+        rate, times = flood(port, SECONDS)
+        yield {"name": "mllp_messages_while_scoring", "value": rate, "unit": "1/s"}
+        p99 = float(np.quantile(times, 0.99)) * 1e3
+        yield {"name": "mllp_ack_p99_while_scoring", "value": p99, "unit": "ms"}
+        applied = _applied(store, log, begun + SECONDS + 30)
+        yield {"name": "messages_applied", "value": applied / (time.perf_counter() - begun), "unit": "1/s"}
+
+
+@contextmanager
+def _running(folder: Path) -> Iterator[tuple[int, Any, Any]]:
+    """``wardcast mllp`` with the port it listens on, its store and its log."""
     from serving.settings import Settings
-    from serving.store import messages
     from serving.store.messages import MessageLog
     from serving.store.store import Store
 
@@ -217,28 +233,10 @@ def _whole(folder: Path) -> Iterator[dict[str, Any]]:
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        with socket.create_connection(("127.0.0.1", port)) as sock:
-            sock.sendall(b"".join(admission(k) for k in range(CONNECTIONS)))
-            held = b""
-            while held.count(b"\x1c\r") < CONNECTIONS:
-                held += sock.recv(65_536)
-        begun = time.perf_counter()
-        rate, times = flood(port, SECONDS)
-        yield {"name": "mllp_messages_while_scoring", "value": rate, "unit": "1/s"}
-        p99 = float(np.quantile(times, 0.99)) * 1e3
-        yield {"name": "mllp_ack_p99_while_scoring", "value": p99, "unit": "ms"}
         settings = Settings.from_env(env)
         store = Store.open(settings.store_url, settings.store_key)
         log = MessageLog.open(settings.store_url, settings.store_key)
-        applied = 0
-        while time.perf_counter() - begun < SECONDS + 30:
-            with store.read() as connection:
-                applied = messages.applied_up_to(connection)
-            if not log.pending(applied, 1):
-                break
-            time.sleep(0.2)
-        yield {"name": "messages_applied", "value": applied / (time.perf_counter() - begun), "unit": "1/s"}
-        yield from _fresh(port, store)
+        yield port, store, log
         log.close()
         store.close()
     finally:
@@ -246,6 +244,29 @@ def _whole(folder: Path) -> Iterator[dict[str, Any]]:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _sent(port: int, sent: Sequence[bytes]) -> None:
+    """Send messages without a pause, and wait for all their answers."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        for first in range(0, len(sent), 200):
+            some = sent[first : first + 200]
+            sock.sendall(b"".join(some))
+            held = b""
+            while held.count(b"\x1c\r") < len(some):
+                held += sock.recv(65_536)
+
+
+def _applied(store: Any, log: Any, until: float) -> int:
+    """How far the log has been read, once it has been read as a whole or it is ``until``."""
+    from serving.store import messages
+
+    while True:
+        with store.read() as connection:
+            applied = messages.applied_up_to(connection)
+        if not log.pending(applied, 1) or time.perf_counter() > until:
+            return applied
+        time.sleep(0.2)
 
 
 def _paced(port: int, seconds: float) -> dict[str, float]:
@@ -263,7 +284,7 @@ def _paced(port: int, seconds: float) -> dict[str, float]:
         hearing, begun = asyncio.create_task(hear()), time.monotonic()
         for n in range(int(PACE * seconds)):
             await asyncio.sleep(max(0.0, begun + n / PACE - time.monotonic()))
-            writer.write(oru(f"paced{n}", n % CONNECTIONS, datetime.now(UTC)))
+            writer.write(oru(f"paced{n}", n % BEDS, datetime.now(UTC)))
         await hearing
         writer.close()
 
@@ -271,7 +292,29 @@ def _paced(port: int, seconds: float) -> dict[str, float]:
     return acknowledged
 
 
-def _fresh(port: int, store: Any) -> Iterator[dict[str, Any]]:
+def _fresh(folder: Path) -> Iterator[dict[str, Any]]:
+    """A hospital of 1,000 beds, each patient with 48 rounds of results, that has read and scored all there was."""
+    with _running(folder) as (port, store, log):
+        _sent(port, [admission(k) for k in range(BEDS)])
+        for k in range(ROUNDS):
+            when = STAY + timedelta(hours=6 * k / ROUNDS)
+            _sent(port, [oru(f"round{k}bed{bed}", bed, when) for bed in range(BEDS)])
+        _applied(store, log, time.perf_counter() + LONGEST_S / 2)
+        _settled(store)
+        yield from _to_score(port, store)
+
+
+def _settled(store: Any) -> None:
+    """Wait until nobody is scored any more."""
+    before, now, until = -1, 0, time.perf_counter() + LONGEST_S / 4
+    while (now != before or now < BEDS) and time.perf_counter() < until:
+        before = now
+        with store.read() as connection:
+            now = int(connection.exec_driver_sql("select count(*) from predictions").scalar_one())
+        time.sleep(3)
+
+
+def _to_score(port: int, store: Any) -> Iterator[dict[str, Any]]:
     """From the acknowledgement of a result to the first score that has read it, while more results come."""
     scored: list[tuple[float, str, int]] = []
     heard = threading.Event()
