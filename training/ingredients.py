@@ -25,10 +25,15 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 WITHIN_H: Final = 4.0
+"""Hours within which a bed is reached or is not."""
 STAY_H: Final = 24.0
+"""Hours after noon within which a bed is left or is not."""
 LEVEL_DAYS: Final = 28
+"""Days whose arrivals say how busy the site is, as the forecast itself takes them."""
 SAMPLE: Final = 2_000
+"""Snapshots, about, whose SHAP contributions are averaged."""
 SHOWN: Final = 6
+"""Columns that a card names for each ingredient."""
 
 
 @dataclass(frozen=True)
