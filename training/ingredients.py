@@ -18,7 +18,7 @@ from features import census
 from features.clock import UTC_US, micros
 from models.beds import BedModel
 from models.flows import ArrivalRate
-from models.tables import markdown
+from models.tables import markdown, with_interval
 from training.flows import specialty_codes
 
 Floats = npt.NDArray[np.float64]
@@ -64,7 +64,8 @@ def judge(held: Held, model: BedModel) -> dict[str, dict[str, Any]]:
     """Each ingredient beside what came: how many cases, expected and observed, loss and the loss of one chance for all.
 
     Loss is the Brier score of chances, the mean absolute error of days; ``usual`` that of the observed share, or of
-    the mean of the last four same weekdays.
+    the mean of the last four same weekdays. ``oe_interval`` (95 %) takes all snapshots of a visit, and all noons of a
+    stay, for one witness.
     """
     told = [
         *_specialties(held, model),
@@ -75,8 +76,10 @@ def judge(held: Held, model: BedModel) -> dict[str, dict[str, Any]]:
     return {line.pop("about"): line for line in told if line["cases"]}
 
 
-def _line(about: str, expected: Floats, came: Floats, usual: Floats | None = None) -> dict[str, Any]:
-    """Chances against 0 and 1, or with ``usual`` counts against counts."""
+def _line(
+    about: str, expected: Floats, came: Floats, witness: npt.NDArray[Any], usual: Floats | None = None
+) -> dict[str, Any]:
+    """Chances against 0 and 1, or with ``usual`` counts against counts; ``witness`` says whom each is about."""
     if not len(came):
         return {"about": about, "cases": 0}
     if usual is None:
@@ -85,15 +88,32 @@ def _line(about: str, expected: Floats, came: Floats, usual: Floats | None = Non
         loss, plain = float(np.abs(expected - came).mean()), float(np.abs(usual - came).mean())
     return {
         "about": about, "cases": len(came), "expected": float(expected.sum()), "observed": float(came.sum()),
-        "loss": loss, "usual": plain,
+        "oe_interval": _ratio_interval(came, expected, witness), "loss": loss, "usual": plain,
     }  # fmt: skip
+
+
+def _ratio_interval(came: Floats, expected: Floats, witness: npt.NDArray[Any]) -> list[float]:
+    """95 % interval of sum(came) / sum(expected), linearised, with what one witness says in one piece."""
+    code = np.unique(witness, return_inverse=True)[1]
+    observed, due = np.bincount(code, came), np.bincount(code, expected)
+    total = max(float(due.sum()), 1e-12)
+    ratio = float(observed.sum()) / total
+    n = len(due)
+    spread = np.sqrt(((observed - ratio * due) ** 2).sum() * n / max(n - 1, 1)) / total
+    return [max(float(ratio - 1.96 * spread), 0.0), float(ratio + 1.96 * spread)]
 
 
 def _specialties(held: Held, model: BedModel) -> list[dict[str, Any]]:
     code = specialty_codes(held.snapshots["specialty"], model.specialties)
     known = held.snapshots["admitted"].to_numpy(bool) & (code >= 0)
+    visit = held.snapshots.loc[known, "encounter_id"].to_numpy("str")
     return [
-        _line(f"specialty given admission: {name}", held.mix[known, k], (code[known] == k).astype("float64"))
+        _line(
+            f"specialty given admission: {name}",
+            held.mix[known, k],
+            (code[known] == k).astype("float64"),
+            visit,
+        )
         for k, name in enumerate(model.specialties)
     ]
 
@@ -104,7 +124,8 @@ def _time_to_bed(held: Held, model: BedModel) -> dict[str, Any]:
     hour = some["prediction_time"].dt.tz_convert(held.timezone).dt.hour.to_numpy("int64")
     expected = model.undecided.reached(spent, hour, np.array([WITHIN_H]))[:, 0]
     came = (some["hours_to_bed"].to_numpy("float64") <= WITHIN_H).astype("float64")
-    return _line(f"bed within {WITHIN_H:.0f} h, undecided who will be admitted", expected, came)
+    visit = some["encounter_id"].to_numpy("str")
+    return _line(f"bed within {WITHIN_H:.0f} h, undecided who will be admitted", expected, came, visit)
 
 
 def _arrivals(held: Held, model: BedModel) -> dict[str, Any]:
@@ -125,7 +146,7 @@ def _arrivals(held: Held, model: BedModel) -> dict[str, Any]:
     some = (table.index > start) & expected.notna() & usual.notna()
     return _line(
         "arrivals at the emergency department, days", expected[some].to_numpy("float64"),
-        table.loc[some, "came"].to_numpy("float64"), usual[some].to_numpy("float64"),
+        table.loc[some, "came"].to_numpy("float64"), np.arange(int(some.sum())), usual[some].to_numpy("float64"),
     )  # fmt: skip
 
 
@@ -136,7 +157,7 @@ def _leaving(held: Held, model: BedModel) -> dict[str, Any]:
     start = micros(held.stays["start"][kept])
     end = micros(held.stays["end"][kept].fillna(held.last + pd.Timedelta(days=9)).astype(UTC_US))
     days = pd.date_range(held.first.tz_convert(held.timezone).normalize(), held.last, freq="D")
-    expected, came = [], []
+    expected, came, who = [], [], []
     for noon in days + pd.Timedelta(hours=12):
         now = noon.tz_convert("UTC").value // 1000
         if noon + pd.Timedelta(hours=STAY_H) > held.last:
@@ -147,10 +168,10 @@ def _leaving(held: Held, model: BedModel) -> dict[str, Any]:
         stay = (now - start[there]) / 3.6e9
         expected.append(model.stays.leaving(code[kept][there], stay, hour, weekday, np.array([STAY_H]))[:, 0])
         came.append((end[there] <= now + STAY_H * 3.6e9).astype("float64"))
+        who.append(np.flatnonzero(there).astype("float64"))
     none = np.zeros(0)
-    return _line(
-        "in a bed at noon, gone a day later", np.concatenate([none, *expected]), np.concatenate([none, *came])
-    )
+    parts = (np.concatenate([none, *some]) for some in (expected, came, who))
+    return _line("in a bed at noon, gone a day later", *parts)
 
 
 # ------------------------------------------------------------ reasons
@@ -200,14 +221,16 @@ def told(found: dict[str, Any]) -> str:
     rows = [
         (
             about, f"{i['cases']:,}", f"{i['expected']:,.0f}", f"{i['observed']:,.0f}",
-            f"{i['observed'] / max(i['expected'], 1e-9):.2f}", f"{i['loss']:.3f}", f"{i['usual']:.3f}",
+            with_interval((i["observed"] / max(i["expected"], 1e-9), *i["oe_interval"]), 2), f"{i['loss']:.3f}",
+            f"{i['usual']:.3f}",
         )
         for about, i in found["judged"].items()
     ]  # fmt: skip
     return "\n\n".join(
         [
-            "Ingredients in the test period (loss: Brier score, beside that of one chance for all; of arrivals the "
-            "mean absolute error of a day, beside the mean of four same weekdays):",
+            "Ingredients in the test period (O/E with 95 % interval, by visit, stay or day; loss: Brier score, beside "
+            "that of one chance for all; of arrivals the mean absolute error of a day, beside the mean of four same "
+            "weekdays):",
             markdown(("ingredient", "cases", "expected", "observed", "O/E", "loss", "usual loss"), rows),
             "What moves them: of P(admission) and specialty the share of SHAP contributions, of arrivals and "
             "discharges the highest over the lowest rate, of a holiday and a series its factor.",

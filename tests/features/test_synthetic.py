@@ -15,7 +15,9 @@ from features.labels.synthetic import sepsis_hours
 from features.sources import physiology
 from features.sources.synthetic import (
     DAY_EFFECT_SD,
+    SPECIALTIES,
     Hospital,
+    _specialty,
     arrival_rate,
     encounters_at,
     simulate,
@@ -130,6 +132,17 @@ def test_true_probability_of_admission_is_calibrated():
     group = pd.qcut(truth["p_admission"], 10, labels=False)
     said = truth.groupby(group)["p_admission"].mean()
     np.testing.assert_allclose(truth.groupby(group)["admitted"].mean(), said, atol=0.035)
+
+
+def test_specialties_come_with_the_chances_that_are_written_down():
+    n = 60_000
+    for age, chances in ((80.0, (0.28, 0.36, 0.14, 0.10, 0.12, 0.0)), (8.0, (0.0, 0.0, 0.0, 0.08, 0.10, 0.82))):
+        drawn = _specialty(np.full(n, age), np.zeros(n), np.random.default_rng(3))
+        came = np.array([(drawn == name).sum() for name in SPECIALTIES])
+        due = n * np.array(chances)
+        assert (came[due == 0] == 0).all()
+        z = (came - due)[due > 0] / np.sqrt(due * (1 - due / n))[due > 0]
+        assert np.abs(z).max() < 3.5, f"at {age:.0f} years"
 
 
 def test_intensive_care_never_holds_more_than_its_beds(fortnight: Hospital):

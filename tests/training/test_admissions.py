@@ -22,6 +22,7 @@ from models.spec import Spec
 from training import admissions, backtest, baselines
 from training.flows import fit_moves, fit_rate, fit_stays, fit_time_to, name_specialties, specialty_codes
 from training.gates import Gates
+from training.ingredients import _ratio_interval
 
 START = datetime(2025, 3, 3, tzinfo=UTC)
 SMALL = {
@@ -89,6 +90,18 @@ def test_every_ingredient_is_held_against_what_came_and_says_what_moves_it(train
     assert 0 < sum(reasons["p_admission"].values()) <= 1
     assert reasons["arrivals"]["hour"] > 2, "the simulator's nights are quiet"
     assert "in a bed at noon, gone a day later" in trained.bundle.card
+
+
+def test_what_one_visit_says_again_and_again_is_one_witness():
+    came, due, who = (
+        np.array([1.0, 0, 1, 1, 1]),
+        np.array([0.5, 1.5, 1.0, 0.5, 0.5]),
+        np.array([7, 7, 8, 8, 8]),
+    )
+    # O/E of the two is 1/2 and 3/2, together 1: distances -1 and 1, so sqrt(2 * 2 / 1) / 4 = 0.5 by hand.
+    assert _ratio_interval(came, due, who) == pytest.approx([1 - 0.98, 1 + 0.98])
+    often = _ratio_interval(np.repeat(came, 9), np.repeat(due, 9), np.repeat(who, 9))
+    assert often == pytest.approx([1 - 0.98, 1 + 0.98]), "nine snapshots of a visit know no more than one"
 
 
 def test_a_trained_bundle_keeps_what_the_gates_ask_of_its_scores(trained: admissions.TrainResult):
