@@ -136,7 +136,10 @@ def test_true_probability_of_admission_is_calibrated():
 
 def test_specialties_come_with_the_chances_that_are_written_down():
     n = 60_000
-    for age, chances in ((80.0, (0.28, 0.36, 0.14, 0.10, 0.12, 0.0)), (8.0, (0.0, 0.0, 0.0, 0.08, 0.10, 0.82))):
+    for age, chances in (
+        (80.0, (0.28, 0.36, 0.14, 0.10, 0.12, 0.0)),
+        (8.0, (0.0, 0.0, 0.0, 0.08, 0.10, 0.82)),
+    ):
         drawn = _specialty(np.full(n, age), np.zeros(n), np.random.default_rng(3))
         came = np.array([(drawn == name).sum() for name in SPECIALTIES])
         due = n * np.array(chances)
