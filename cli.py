@@ -19,15 +19,19 @@ for _name, _value in {
 
 import signal
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from features.errors import WardcastError
+
+if TYPE_CHECKING:
+    from serving.settings import Settings
 
 app = typer.Typer(
     name="wardcast",
@@ -100,6 +104,10 @@ MappingOption = Annotated[
 ]
 TimezoneOption = Annotated[
     str, typer.Option(envvar="WARDCAST_TIMEZONE", help="Of times without an offset.", show_envvar=True)
+]
+CovariatesOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="Weather, virus series, calendars: Parquet, CSV or XLSX; may be repeated."),
 ]
 ThreadsOption = Annotated[int, typer.Option(help="Cores to use.", min=1)]
 CORES = os.cpu_count() or 1
@@ -353,25 +361,76 @@ def forecast_beds(
             "Default: WARDCAST_ADMISSIONS_MODEL, else the released model.",
         ),
     ] = None,
-    hospital: Annotated[str, typer.Option(help="Which hospital of a visits table that has several.")] = "",
+    hospital: Annotated[
+        str, typer.Option(help="Which hospital of a table that has several; of counts, which series.")
+    ] = "",
     form: Annotated[
-        str, typer.Option("--format", help="html, pdf, xlsx, csv or json; default the suffix of --output.")
+        str,
+        typer.Option(
+            "--format",
+            help="html, pdf, xlsx, csv or json (of counts html, csv or json); default the suffix of --output.",
+        ),
     ] = "",
     output: Annotated[
         Path | None, typer.Option(help="Where to write the report; default under var/reports.")
     ] = None,
+    shape: Annotated[
+        Shape | None, typer.Option(help="Forecast a site's own counts instead: what a row of --input is.")
+    ] = None,
+    input: Annotated[
+        Path | None, typer.Option("--input", help="With --shape: counts or visits, Parquet or CSV.")
+    ] = None,
+    covariates: CovariatesOption = None,
+    mapping: MappingOption = None,
+    threads: ThreadsOption = CORES,
 ) -> None:
-    """Write the bed forecast as one file: a page, a PDF, a spreadsheet, or figures."""
-    from serving.reports.beds import forecast_report
+    """Write the bed forecast as one file: a page, a PDF, a spreadsheet, or figures.
+
+    A site that has counts by hour or by day and no more: --shape hourly or daily, --input FILE. Models are fitted on
+    the file's own history, and --at is the first hour or day to come; by default that after the newest count.
+    """
     from serving.settings import Settings
 
     settings = Settings.from_env()
+    if shape is not None or input is not None:
+        if shape is None or input is None or visits is not None or model is not None:
+            raise typer.BadParameter(
+                "--shape and --input go together, and without --visits and --model: counts are forecast from "
+                "their own history.",
+                param_hint="--shape",
+            )
+        _forecast_counts(
+            settings, shape, input, at, hospital, form, output, covariates or (), mapping, threads
+        )
+        return
+    if covariates or mapping:
+        raise typer.BadParameter(
+            "--covariates and --mapping go with --shape and --input.", param_hint="--shape"
+        )
+    from serving.reports.beds import forecast_report
+
     if model is not None:
         from training.tracking import resolve
 
         settings = settings.with_admissions_model(resolve(model))
     report = forecast_report(settings, at=at, visits=visits, output=output, form=form, hospital=hospital)
     _tell(report.summary())
+
+
+def _forecast_counts(
+    settings: Settings, shape: Shape, input: Path, at: str, hospital: str, form: str, output: Path | None,
+    covariates: Sequence[Path], mapping: Path | None, threads: int,
+) -> None:  # fmt: skip
+    """Forecast a file of counts, and write and print what is foreseen."""
+    from serving.reports.counted import form_of, write
+    from training.series_forecast import foresee
+
+    name = form_of(form, output)
+    made = foresee(
+        shape.value, input, at, hospital=hospital, covariate_files=covariates, mapping=mapping,
+        timezone=settings.timezone, threads=threads,
+    )  # fmt: skip
+    _tell(write(made, name, output, settings.var / "reports", settings.site).summary())
 
 
 @backtest_app.command("beds")
@@ -388,10 +447,7 @@ def backtest_beds(
     ] = None,
     until: Annotated[str | None, typer.Option(help="Last origin. Default: the end of the counts.")] = None,
     refit: Annotated[str, typer.Option(help="How often models are fitted anew.")] = "28d",
-    covariates: Annotated[
-        list[Path] | None,
-        typer.Option(help="Weather, virus series, calendars: Parquet, CSV or XLSX; may be repeated."),
-    ] = None,
+    covariates: CovariatesOption = None,
     mapping: MappingOption = None,
     timezone: TimezoneOption = "UTC",
     track: Annotated[bool, typer.Option(help="Record the run in MLflow.")] = True,

@@ -36,9 +36,9 @@ from features.sources.registry import READERS
 OURS: Final[dict[str, str]] = {
     "visits": "one row an attendance, CSV or Parquet: what bed forecasts learn from",
     "triage": "one row a visit with any columns of numbers: what P(admission) alone learns from",
-    "counts": "counts by hour or day, CSV or Parquet: what `wardcast backtest beds` issues forecasts of",
+    "counts": "counts by hour or day, CSV or Parquet: what `wardcast forecast|backtest beds --shape` read",
     "covariates": "weather, virus or ambulance series and calendars, to go with counts",
-    "forecasts": "what `wardcast backtest beds` writes: every forecast issued, one row each",
+    "forecasts": "what `wardcast backtest beds`, and `forecast beds --shape` as .csv, write: a forecast a row",
     "events": "the event table that everything becomes",
     "encounters": "the stays that events belong to",
     "archive": "what `wardcast data convert` writes: a MEDS 0.4 data set, with encounters beside it",
@@ -222,6 +222,7 @@ def _counts() -> str:
             "A stamp with an offset is read on the wall clock of WARDCAST_TIMEZONE, one without as it is printed, or "
             "on that of the mapping's zone. An hour that clocks show twice holds the counts of both its turns.",
             "Check a file: wardcast data check --source hourly|daily --input FILE",
+            "What comes next: wardcast forecast beds --shape hourly|daily --input FILE",
         ]
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from features.errors import ConfigError, DataError
 from features.sources import counts, covariates
@@ -57,15 +58,22 @@ class Asked:
         DataError
             A duration is no multiple of the panel's step, a date cannot be read, or the history is too short.
         """
-        until = None if self.until is None else _stamp(self.until, "--until", panel)
+        until = None if self.until is None else read_stamp(self.until, "--until", panel)
         return Schedule.of(
-            panel, _stamp(self.start, "--from", panel), until, *(
+            panel, read_stamp(self.start, "--from", panel), until, *(
                 _steps(text, f"--{name}", panel) for name, text in self.durations(panel).items()
             ),
         )  # fmt: skip
 
 
-def _stamp(text: str, option: str, panel: Panel) -> pd.Timestamp:
+def read_stamp(text: str, option: str, panel: Panel) -> pd.Timestamp:
+    """A stamp of a panel's wall clock, from ISO 8601; one with an offset is turned to it.
+
+    Raises
+    ------
+    DataError
+        It is no date.
+    """
     stamp = pd.to_datetime(text, errors="coerce")
     if pd.isna(stamp):
         raise DataError(f"{option} {text!r} is no date. Write for example 2026-01-12.")
@@ -220,7 +228,11 @@ def _issued(
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Reasons]]:
     total = len(panel.names) if panel.step_h == 1 else sum(1 for _ in schedule.stretches())
     rows, scores, reasons = [], [], list[Reasons]()
-    with counting("issuing", "series" if panel.step_h == 1 else "fits", total) as (told, _):
+    # Tall and narrow matrices: more threads of linear algebra wait for one another, at many times the CPU.
+    with (
+        counting("issuing", "series" if panel.step_h == 1 else "fits", total) as (told, _),
+        threadpool_limits(1, "blas"),
+    ):
         for batch in issue(panel, beside, schedule, threads, told, reasons.append):
             judged = series_scores.judge(batch, panel, schedule)
             rows.append(judged.rows)

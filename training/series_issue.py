@@ -44,11 +44,15 @@ WARM_DAYS: Final = 182
 LAST_CHRISTMAS_DAYS: Final = 385
 """Daily forecasts are issued so far back, that those of the last Christmas are among what is learnt from."""
 WARM_REFIT_DAYS: Final = 91
+CHECK_DAYS: Final = 14
+"""Days of forecasts come true, at least, from which a first one takes its spread."""
 MEMORY_DAYS: Final = 400
 DAILY_MEMORY: Final = 180
 STATED: Final = (*QUANTILES, COVER)
 THINNED: Final = 3
 """Of past forecasts of overlapping windows every third lead is looked at: neighbours say nearly the same."""
+LEAST_TOLD: Final = 28
+"""Origins, at least, on which a fit is explained: what moves one alone says nothing of levels."""
 OWN_WORTH: Final = 15.0
 """Past errors of a series from which its own spread counts as much as that of all."""
 DRIFT_DAYS: Final = 3
@@ -68,6 +72,11 @@ MOST_KNOTS: Final = 2000
 SEED: Final = 11
 
 
+def least_days(panel: Panel) -> int:
+    """Days of history to learn from, at least, before any forecast is issued."""
+    return hourly.LEAST_DAYS if panel.step_h == 1 else daily.LEAST_DAYS
+
+
 @dataclass(frozen=True)
 class Schedule:
     """When forecasts are issued and models fitted, in steps of the grid (hours or days).
@@ -81,6 +90,8 @@ class Schedule:
         How many of them at the front were not asked for.
     every, horizon, refit, week : int
         Steps between origins, ahead, between fits, and between corrections.
+    windows : tuple of int
+        Of hours: lengths of the sums that are issued.
     """
 
     origins: Ints
@@ -89,6 +100,7 @@ class Schedule:
     horizon: int
     refit: int
     week: int
+    windows: tuple[int, ...] = WINDOWS_H
 
     @classmethod
     def of(
@@ -108,15 +120,16 @@ class Schedule:
             There is too little history before ``start``, or no step after it.
         """
         day = 24 // panel.step_h
-        least = (hourly.LEAST_DAYS if panel.step_h == 1 else daily.LEAST_DAYS) * day
+        least = least_days(panel) * day
         stop = len(panel.stamps) + (1 if panel.step_h == 1 else 0)
         if until is not None:
             stop = min(stop, int(panel.stamps.searchsorted(until, side="right")))
         first = int(panel.stamps.searchsorted(start))
-        if first < least + 14 * day:
+        if first < least + CHECK_DAYS * day:
             raise DataError(
-                f"{start:%Y-%m-%d} leaves {first // day:,} days of history, and {least // day + 14} are needed: "
-                f"{least // day} to learn from, 14 to check. Choose a later --from, or give more history."
+                f"{start:%Y-%m-%d} leaves {first // day:,} days of history, and {least // day + CHECK_DAYS} are "
+                f"needed: {least // day} to learn from, {CHECK_DAYS} to check. Choose a later "
+                "--from, or give more history."
             )
         if start > panel.stamps[-1] + (panel.step if panel.step_h == 1 else pd.Timedelta(0)):
             raise DataError(f"The counts end on {panel.stamps[-1]:%Y-%m-%d}, before --from {start:%Y-%m-%d}.")
@@ -140,6 +153,10 @@ class Schedule:
             if len(some):
                 group = (some - some[0]) // length
                 yield from (some[group == g] for g in np.unique(group))
+
+    def explained(self, served: int) -> Ints:
+        """Origins whose forecasts the last fit is explained on: those it served, and a few before where it is new."""
+        return self.origins[-max(served, LEAST_TOLD) :][-TOLD:]
 
     def weeks(self) -> Iterator[Ints]:
         """Places, among all origins, of those asked for that one set of corrections serves."""
@@ -193,7 +210,7 @@ def issue_hours(
     for k in range(len(counts)):
         means = _hourly_means(counts[k], stamps, panel.holidays, covariates, schedule, threads, explain)
         said(1)
-        for window in (w for w in WINDOWS_H if w <= schedule.horizon):
+        for window in (w for w in schedule.windows if w <= schedule.horizon):
             yield _window(panel.names[k], k, counts[k], means, schedule, window)
 
 
@@ -223,7 +240,7 @@ def _hourly_means(
         )
         parts.append(model.means(stretch, schedule.horizon))
         if explain is not None and stretch[-1] == schedule.origins[-1]:
-            explain(model.reasons(stretch[-TOLD:], schedule.horizon))
+            explain(model.reasons(schedule.explained(len(stretch)), schedule.horizon))
     return np.concatenate(parts)
 
 
@@ -330,7 +347,7 @@ def issue_days(
             centre[h - 1, :, done : done + len(stretch)] = (model.centre(given) * there).reshape(shape)
             scale[h - 1, :, done : done + len(stretch)] = (given.width * there).reshape(shape)
         if explain is not None and stretch[-1] == schedule.origins[-1]:
-            explain(_reasons(model, laid[seasons], stretch, horizons))
+            explain(_reasons(model, laid[seasons], schedule.explained(len(stretch)), horizons))
         done += len(stretch)
         said(1)
     for h in horizons:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from features.sources.counts import Panel
+from models.counted import column
 from models.forecast import cramer_von_mises
 from models.series import COVER, FINE, QUANTILES, count_quantiles
 from training.plots import new_axes
@@ -28,11 +29,6 @@ RESAMPLES: Final = 300
 SEED: Final = 11
 WEEKS: Final = (4, 6)
 INTERVALS: Final = {"coverage_50": (0.25, 0.75), "coverage_80": (0.1, 0.9), "coverage_90": (0.05, 0.95)}
-
-
-def column(level: float) -> str:
-    """Name of a quantile's column: ``q05`` … ``q95``; ``cover99`` for the number exceeded once in a hundred times."""
-    return f"q{round(level * 100):02d}" if level != COVER else "cover99"
 
 
 def pinball(quantiles: Floats, levels: Sequence[float], outcome: Floats) -> Floats:
@@ -53,23 +49,37 @@ class Judged:
     scores: pd.DataFrame
 
 
-def judge(batch: Batch, panel: Panel, schedule: Schedule) -> Judged:
-    """Score the forecasts of one batch, and the humble ones for the same targets."""
-    kept = np.isfinite(batch.quantiles).all(axis=1)
+def table(batch: Batch, panel: Panel, schedule: Schedule) -> pd.DataFrame:
+    """A row for every forecast of a batch, as it is written, but stamps on the wall clock; by place in the batch."""
+    kept = np.flatnonzero(np.isfinite(batch.quantiles).all(axis=1))
     names = np.array(panel.names, dtype=object)
     stamps = pd.date_range(
         panel.stamps[0], periods=len(panel.stamps) + schedule.horizon + 1, freq=panel.step, unit="us"
     )
-    rows = pd.DataFrame(
+    return pd.DataFrame(
         {
             "series": names[batch.series[kept]],
-            "origin": panel.as_came(stamps[batch.origin[kept]]),
-            "target": panel.as_came(stamps[batch.target[kept]]),
+            "origin": stamps[batch.origin[kept]],
+            "target": stamps[batch.target[kept]],
             "window_h": batch.window_h,
             "mean": batch.mean[kept],
         }
-        | {column(level): batch.quantiles[kept, k] for k, level in enumerate(STATED)}
+        | {column(level): batch.quantiles[kept, k] for k, level in enumerate(STATED)},
+        index=kept,
     )
+
+
+def as_came(rows: pd.DataFrame, panel: Panel) -> pd.DataFrame:
+    """The same rows with stamps as the file of counts writes them."""
+    return rows.assign(
+        **{name: panel.as_came(pd.DatetimeIndex(rows[name])) for name in ("origin", "target")}
+    ).reset_index(drop=True)
+
+
+def judge(batch: Batch, panel: Panel, schedule: Schedule) -> Judged:
+    """Score the forecasts of one batch, and the humble ones for the same targets."""
+    kept = np.isfinite(batch.quantiles).all(axis=1)
+    rows = as_came(table(batch, panel, schedule), panel)
     scored = kept & np.isfinite(batch.outcome)
     return Judged(rows, _scores(batch, panel, schedule, scored))
 

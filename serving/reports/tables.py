@@ -109,11 +109,12 @@ def render_csv(forecast: BedForecast) -> str:
     writer = csv.DictWriter(out, list(COLUMNS), lineterminator="\r\n")
     writer.writeheader()
     for row in rows(forecast):
-        writer.writerow({name: _cell(value) for name, value in row.items()})
+        writer.writerow({name: csv_cell(value) for name, value in row.items()})
     return out.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
+    """A number to four places, a text that no spreadsheet runs, anything else as it is."""
     if isinstance(value, float):
         return round(value, 4)
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -312,7 +312,8 @@ def test_the_reasons_of_days_add_up_to_the_forecast(tmp_path: Path, monkeypatch:
     away = model.centre(given) - given.level
     reasons = model.reasons(given)
     np.testing.assert_allclose(sum(reasons.values()), away - away.mean(), atol=1e-8)
-    assert len(model.trees) == 2
+    assert model.trees is not None
+    assert set(model.trees.alone) == {1, 4}
 
 
 def test_of_what_all_were_off_by_half_is_expected_again():
@@ -378,3 +379,92 @@ def test_the_command_records_a_run_without_rows_or_names(tmp_path: Path, var: Pa
 def test_what_cannot_be_issued_is_said_with_what_to_do(tmp_path: Path, asked: Asked, said: str):
     with pytest.raises(DataError, match=said):
         run("hourly", hourly_file(tmp_path, 75), tmp_path / "out.parquet", asked, track=False)
+
+
+# ------------------------------------------------------------ what comes next
+
+
+def told(*args: object) -> str:
+    done = CliRunner().invoke(cli.app, ["forecast", "beds", *map(str, args)])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_next_hours_are_those_of_the_backtest_and_nothing_newer_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WARDCAST_VAR", str(tmp_path / "var"))
+    path, at = hourly_file(tmp_path, 110), pd.Timestamp("2025-04-15 08:00")
+    made = tmp_path / "next.csv"
+    said = told(
+        "--shape", "hourly", "--input", path, "--at", "2025-04-15T08:00", "--output", made, "--threads", 1
+    )
+    assert "Newest count Tuesday 15 April 2025, 07:00" in said
+    mine = pd.read_csv(made, parse_dates=["origin", "target"])
+    assert (mine["origin"] == at).all()
+    # From 08:00: 4 and 8 h, 24 h to 08:00 tomorrow, and tomorrow to its last hour; beside them 48 hours.
+    sums = mine[mine["window_h"] > 1]
+    assert dict(zip(sums["target"], sums["window_h"], strict=True)) == {
+        at + pd.Timedelta(hours=3): 4, at + pd.Timedelta(hours=7): 8, at + pd.Timedelta(hours=23): 24,
+        pd.Timestamp("2025-04-16 23:00"): 24,
+    }  # fmt: skip
+    assert len(mine) == 48 + 4
+    asked = Asked("2025-04-01T08:00", "12h", "48h", "14d", until="2025-04-15T08:00")
+    run("hourly", path, tmp_path / "past.parquet", asked, track=False)
+    past = pd.read_parquet(tmp_path / "past.parquet")
+    both = mine.merge(past, on=["series", "origin", "target", "window_h"], suffixes=("", "_past"))
+    assert len(both) == len(mine)
+    for name in ("mean", "q05", "q50", "q95"):
+        np.testing.assert_allclose(both[name], both[f"{name}_past"], atol=1e-4)
+
+
+def test_next_days_of_one_hospital_from_counts_two_days_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WARDCAST_VAR", str(tmp_path / "var"))
+    path = daily_file(tmp_path, 150, 7)  # the newest day is 4 June 2025
+    day = ("--shape", "daily", "--input", path, "--hospital", "H1", "--threads", 1)
+    said = told(*day, "--at", "2025-06-07", "--output", tmp_path / "next.json")
+    assert "2 days before 2025-06-07 had none" in said
+    told_of = json.loads((tmp_path / "next.json").read_text())
+    assert (told_of["newest_count"], told_of["at"]) == ("2025-06-04T00:00:00", "2025-06-07T00:00:00")
+    (series,) = told_of["series"]
+    assert (series["name"], series["last_forecasts"]["of"]) == ("H1", 12)  # the last two have not come
+    counted = pd.read_csv(path)
+    assert series["newest"] == counted[counted["hospital"] == "H1"]["beds"].iloc[-1]
+    assert [f["target"][:10] for f in series["forecasts"]] == [f"2025-06-{d:02d}" for d in range(7, 14)]
+    for f in series["forecasts"]:
+        assert f["at_least"] <= f["median"] <= f["covers"]
+        # A whole number takes the unit around it: at least k is as likely as more than k - 0.5.
+        assert f["at_least"] - 0.5 <= f["quantiles"]["q10"] <= f["at_least"] + 0.5
+        assert f["covers"] - 0.5 <= f["quantiles"]["q95"] <= f["covers"] + 0.5
+    said = told(*day)
+    page = (tmp_path / "var" / "reports" / "beds-counts-2025-06-05.html").read_text()
+    assert all("Thu 5 Jun" in text and "H1" in text for text in (said, page))
+    assert not any(word in page for word in ("H2", "Counts are missing"))
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (("--at", "2025-06-20"), "The newest count is of 2025-06-04, 15 days before --at 2025-06-20"),
+        (("--at", "2025-02-10"), "35 days of counts before 2025-02-10, and more than 56 are needed"),
+        (("--at", "2024-12-24"), "No count lies before --at 2024-12-24"),
+        (("--at", "tomorrow"), "'tomorrow' is no date"),
+        (("--hospital", "H9"), "No series is called 'H9'. There are H0, H1, H2"),
+        (("--format", "pdf"), "cannot be written as 'pdf'. Write one of html, csv, json"),
+    ],
+)
+def test_what_cannot_be_foreseen_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], why: str
+):
+    monkeypatch.setenv("WARDCAST_VAR", str(tmp_path / "var"))
+    path = daily_file(tmp_path, 150, 3)
+    done = CliRunner().invoke(
+        cli.app, ["forecast", "beds", "--shape", "daily", "--input", str(path), *more, "--threads", "1"]
+    )
+    assert why in str(done.exception)
+
+
+def test_counts_and_visits_are_not_mixed_up(tmp_path: Path):
+    for more in (("--input", "x.csv"), ("--shape", "daily"), ("--mapping", "x.toml")):
+        done = CliRunner().invoke(cli.app, ["forecast", "beds", *more])
+        assert (done.exit_code, "--shape" in done.output) == (2, True)
