@@ -71,19 +71,33 @@ def _without_linear_algebra() -> None:
 
 
 _without_linear_algebra()
+_jit: Any = numba.njit
+"""Not as numba types it: without the option that spares counting."""
 
 
 def compiled(function: F) -> F:
     """Compile on first use and keep the result on disk; typed, which numba's own decorator is not."""
-    try:
-        return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
-    except RuntimeError:  # nowhere to write: a read-only image compiles in memory, once a process
-        return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
+    return _compiled(function)
+
+
+def lent(function: F) -> F:
+    """The same for a function that makes no array: its caller holds them all, so that none need be counted.
+
+    Numba otherwise counts each array up and down, atomically, wherever a variable takes it: an eighth of all the time.
+    """
+    return _compiled(function, _nrt=False)
 
 
 def inlined(function: F) -> F:
-    """Compile into each caller: a call would count every array of a :class:`Desk` up and down."""
-    return cast(F, numba.njit(nogil=True, error_model="numpy", inline="always")(function))
+    """Compile into each caller, as one that is :func:`lent` its arrays."""
+    return cast(F, _jit(nogil=True, error_model="numpy", inline="always", _nrt=False)(function))
+
+
+def _compiled(function: F, **options: bool) -> F:
+    try:
+        return cast(F, _jit(cache=True, nogil=True, error_model="numpy", **options)(function))
+    except RuntimeError:  # nowhere to write: a read-only image compiles in memory, once a process
+        return cast(F, _jit(nogil=True, error_model="numpy", **options)(function))
 
 
 @compiled
@@ -257,6 +271,22 @@ def fill(
     is a step in microseconds, or 0.
     """
     desk = _desk(row_encounter, facts, plan)
+    _fill(row_encounter, row_time, row_out, facts, plan, resample, out, extra, desk)
+
+
+@lent
+def _fill(
+    row_encounter: Ints,
+    row_time: Ints,
+    row_out: Ints,
+    facts: Facts,
+    plan: Plan,
+    resample: int,
+    out: Singles,
+    extra: Singles,
+    desk: Desk,
+) -> None:
+    """The same, with room to work in."""
     longest = desk.page.shape[0]
     r = 0
     while r < row_encounter.size:
@@ -281,7 +311,7 @@ def fill(
         r = stop
 
 
-@compiled
+@lent
 def _lay_down(row_out: Ints, page: Singles, n_columns: int, out: Singles, extra: Singles) -> None:
     """Copy finished rows to where they belong."""
     for q in range(row_out.size):
@@ -329,7 +359,7 @@ def _desk(row_encounter: Ints, facts: Facts, plan: Plan) -> Desk:
     )  # fmt: skip
 
 
-@compiled
+@lent
 def _steady(times: Ints, resample: int) -> bool:
     """Whether rows lie whole resampling steps apart, so that an event falls into buckets that do not move."""
     if resample > 0:
@@ -339,7 +369,7 @@ def _steady(times: Ints, resample: int) -> bool:
     return True
 
 
-@compiled
+@lent
 def _split(v: float) -> tuple[float, float]:
     """A value as two parts whose sums are exact, so that they depend on what is added and not on the order.
 
@@ -351,7 +381,7 @@ def _split(v: float) -> tuple[float, float]:
     return coarse, np.rint((v - coarse) * 2.0**52) * 2.0**-52
 
 
-@compiled
+@lent
 def _ordinary(v: float) -> bool:
     """Whether :func:`_split` can take the value; clinical quantities in canonical units are such."""
     return v == 0.0 or (abs(v) < 2.0**20 and abs(v) >= 2.0**-20)
@@ -437,34 +467,35 @@ def _amounts(times: Ints, time: Ints, edge: Whole, place: Ints, desk: Desk) -> N
     stops, run, row, share = desk.stop, desk.run, desk.row, desk.share
     sums, extreme, page = desk.sums, desk.extreme, desk.page
     at_count, at_mean, at_low, at_high = place[0], place[1], place[2], place[3]
-    first, stop_before, first_before, size = ZERO, ZERO, ZERO, np.uint64(time.size)
+    rows, size, first, q = np.uint64(times.size), np.uint64(time.size), ZERO, ZERO
     leaves = FAR if size == ZERO or edge == FAR else time[first] + edge
-    count, nothing = np.float32(0), np.float32(np.nan)
-    mean = low = high = nothing
-    for q in range(times.size):
+    nothing = np.float32(np.nan)
+    while q < rows:
         while leaves <= times[q]:
             first += ONE
             leaves = FAR if first == size else time[first] + edge
         stop = stops[q]
-        if stop != stop_before or first != first_before:
-            stop_before, first_before = stop, first
-            start = first if first < stop else stop
-            n = stop - start
-            count = np.float32(np.int64(n))
-            coarse = sums[TWO * stop] - sums[TWO * start]
-            fine = sums[TWO * stop + ONE] - sums[TWO * start + ONE]
-            mean = np.float32((coarse + fine) * share[n])
-            low = high = nothing
-            if n > ZERO:
-                head = row[n] + TWO * start
-                tail = row[n] + TWO * stop - run[n]
-                low = extreme[head] if extreme[head] < extreme[tail] else extreme[tail]
-                head, tail = head + ONE, tail + ONE
-                high = -(extreme[head] if extreme[head] < extreme[tail] else extreme[tail])
-        page[q, at_count] = count
-        page[q, at_mean] = mean
-        page[q, at_low] = low
-        page[q, at_high] = high
+        start = first if first < stop else stop
+        n = stop - start
+        count = np.float32(np.int64(n))
+        coarse = sums[TWO * stop] - sums[TWO * start]
+        fine = sums[TWO * stop + ONE] - sums[TWO * start + ONE]
+        mean = np.float32((coarse + fine) * share[n])
+        low = high = nothing
+        if n > ZERO:
+            head = row[n] + TWO * start
+            tail = row[n] + TWO * stop - run[n]
+            low = extreme[head] if extreme[head] < extreme[tail] else extreme[tail]
+            head, tail = head + ONE, tail + ONE
+            high = -(extreme[head] if extreme[head] < extreme[tail] else extreme[tail])
+        while True:
+            page[q, at_count] = count
+            page[q, at_mean] = mean
+            page[q, at_low] = low
+            page[q, at_high] = high
+            q += ONE
+            if q == rows or stops[q] != stop or leaves <= times[q]:
+                break
 
 
 @inlined
@@ -511,7 +542,7 @@ def _tallies(statistic: Whole, times: Ints, time: Ints, value: Floats, column: W
         page[q, column] = found
 
 
-@compiled
+@lent
 def _tally(
     statistic: Whole, t: Whole, time: Ints, value: Floats, start: Whole, stop: Whole, sums: Floats
 ) -> Any:
@@ -551,7 +582,7 @@ def _tally(
     return _fold(statistic, n, span, last, d1, d2, x1, x2, xd, held, reach)
 
 
-@compiled
+@lent
 def _fold(
     statistic: Whole, n: Whole, span: Whole, last: float, d1: float, d2: float, x1: float, x2: float, xd: float,
     held: float, reach: Whole,
@@ -568,7 +599,7 @@ def _fold(
     return (xd - x1 * d1 / n) / (x2 - x1 * x1 / n)
 
 
-@compiled
+@lent
 def _emit(
     statistic: Whole, n: Whole, age: Whole, span: Whole, last: float, previous: float, oldest: float, low: float,
     high: float, total: float, d1: float, d2: float, x1: float, x2: float, xd: float, held: float, reach: Whole,
@@ -599,7 +630,7 @@ def _emit(
     return _fold(statistic, n, span, last, d1, d2, x1, x2, xd, held, reach)
 
 
-@compiled
+@lent
 def _walk(
     t: Whole, first: Whole, end: Whole, facts: Facts, c: Whole, plan: Plan, resample: Whole, page: Singles
 ) -> None:
@@ -667,7 +698,7 @@ def _walk(
             )  # fmt: skip
 
 
-@compiled
+@lent
 def _seek(time: Ints, low: int, high: int, t: int) -> int:
     """First position in ``[low, high]`` whose time is after ``t``."""
     while low < high:
