@@ -8,13 +8,13 @@ writing to its own rows. What lies in memory is the matrix and a chunk a thread,
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -45,10 +45,14 @@ CHUNK_ROWS: Final = 131_072
 """Events of a file that a thread works on at once, and the encounter that they end in on top."""
 FEWEST_ROWS: Final = 8_192
 """Smaller chunks would cost more to take up than a thread more can save."""
+MORSELS: Final = 4
+"""Several threads read a chunk in so many parts: the first is smaller, so that nobody waits for it, and so are the
+last, so that all end together."""
 KEPT: Final = {-1: 128 << 20, -2: 4 << 20, -3: 4 << 20}
 """glibc's ``M_TRIM_THRESHOLD``, ``M_TOP_PAD`` and ``M_MMAP_THRESHOLD``, in bytes."""
 
 _WORDS: Final = ["encounter_id", "concept", "status"]
+_CLOCKS: Final = ("time", "available_time")
 _NONE: Final = pd.Index([])
 _FINAL: Final = pd.Index(["final"])
 
@@ -82,7 +86,10 @@ def build_file(
         fill(flat, encounter, rows.time[row], wanted, resample, threads, matrix, into=row)
 
     try:
-        _by_encounter(path, concepts, rows, threads, build)
+        try:
+            _by_encounter(path, concepts, rows, threads, build)
+        except _TwoClocksError:
+            _by_encounter(path, concepts, rows, threads, build, both_clocks=True)
     except _ScatteredError:
         flat = read_flat(path, concepts, threads)
         encounter = np.append(flat.encounter_ids.get_indexer(rows.ids), -1)[rows.encounter]
@@ -102,8 +109,8 @@ def read_flat(path: Path, concepts: Sequence[str], threads: int = 1) -> FlatEven
         As there; or the file is no Parquet.
     """
     try:
-        columns = _columns_of(path)
-        with pq.ParquetFile(path, memory_map=True, read_dictionary=_WORDS) as file:
+        with _opened(path, memory_map=True) as file:
+            columns = _columns_of(file, both_clocks=not _stored_alike(path, file, *_CLOCKS))
             table = file.read(columns, use_threads=threads > 1)
     except (pa.ArrowException, OSError) as error:
         raise _no_parquet(path) from error
@@ -171,22 +178,39 @@ class _ScatteredError(Exception):
     """Some encounter's events do not lie together."""
 
 
+class _TwoClocksError(Exception):
+    """Events were read as if available when they happened, and the file says otherwise."""
+
+
 class _Rows:
-    """Prediction times by encounter: ``encounter`` is a position in ``ids``, -1 where a row names none."""
+    """Prediction times by encounter: ``encounter`` is a position in ``ids``, -1 where a row names none.
+
+    They are put in order when that is first asked for, by a thread that would wait for its turn otherwise.
+    """
 
     def __init__(self, prediction_times: pd.DataFrame) -> None:
         self.encounter, self.ids, self.time = asked(prediction_times)
+        self._turn = Lock()
+
+    @cached_property
+    def _placed(self) -> tuple[Ints, Ints]:
         encounter = self.encounter.astype(np.int64)
-        self._order = row_order(encounter, self.time)
-        self._first = np.searchsorted(encounter[self._order], np.arange(len(self.ids) + 1))
+        order = row_order(encounter, self.time)
+        return order, np.searchsorted(encounter[order], np.arange(len(self.ids) + 1))
+
+    def place(self) -> tuple[Ints, Ints]:
+        """The rows in order, and where those of each encounter begin."""
+        with self._turn:
+            return self._placed
 
     def of(self, encounters: Ints) -> tuple[Ints, Ints]:
         """Which of some encounters each of their rows belongs to, counted from 0, and which row it is."""
-        first, stop = self._first[encounters], self._first[encounters + 1]
+        order, begins = self.place()
+        first, stop = begins[encounters], begins[encounters + 1]
         size = stop - first
         which = np.repeat(np.arange(encounters.size), size)
         within = np.arange(which.size) - np.repeat(np.cumsum(size) - size, size)
-        return which, self._order[np.repeat(first, size) + within]
+        return which, order[np.repeat(first, size) + within]
 
 
 def _by_encounter(
@@ -195,6 +219,7 @@ def _by_encounter(
     rows: _Rows,
     threads: int,
     build: Callable[[FlatEvents, Ints, Ints, int], None],
+    both_clocks: bool = False,
 ) -> None:
     """Let ``build`` make all rows: it is told events, each row's encounter among them, which row, how many threads.
 
@@ -202,6 +227,8 @@ def _by_encounter(
     ------
     _ScatteredError
         The encounters do not lie together; some rows are made and some are not.
+    _TwoClocksError
+        The clocks differ and one was read; some rows are made, and some of them are wrong.
     """
     books = [_Book(labels) for labels in (rows.ids, pd.Index(concepts), pd.Index(STATUSES))]
     met, guard = np.zeros(len(rows.ids), np.bool_), Lock()
@@ -219,9 +246,18 @@ def _by_encounter(
         facts = _columns(table, (local, pd.RangeIndex(here.size)), concept, status, sources)
         build(flatten(facts, concepts), *rows.of(here), 1)
 
+    def work(k: int) -> None:
+        if k == reader.threads - 1:  # the last thread to get a turn has the time
+            rows.place()
+            reader.share(take, sure=reader.check_clocks)
+        else:
+            reader.share(take)
+
     _keep_pages()
-    with _Reader(path, max(threads, 1)) as reader:
-        each(lambda _: reader.share(take), reader.threads, reader.threads)
+    with _Reader(path, max(threads, 1), both_clocks) as reader:
+        each(work, reader.threads, reader.threads)
+    if met.all() and rows.encounter.min(initial=0) >= 0:
+        return
     left = np.flatnonzero(~np.append(met, False)[rows.encounter])
     if left.size:
         nothing = np.empty(0, np.int64)
@@ -245,19 +281,22 @@ def _keep_pages() -> None:
 class _Reader:
     """A file in chunks that end where an encounter does, for threads that take turns."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, both_clocks: bool) -> None:
         self._path, self._turn = path, Lock()
         self._carried: list[pa.RecordBatch] = []
         self._given = 0
         try:
-            columns = _columns_of(path)
-            self._file = pq.ParquetFile(path, read_dictionary=_WORDS, pre_buffer=False)
+            self._file = _opened(path, pre_buffer=False)
+            self._both = both_clocks or not _may_be_alike(self._file, *_CLOCKS)
+            columns = _columns_of(self._file, self._both)
         except (pa.ArrowException, OSError) as error:
             raise _no_parquet(path) from error
-        events = self._file.metadata.num_rows
-        self.threads = min(threads, events // FEWEST_ROWS + 1)
-        size = max(min(CHUNK_ROWS, events // (8 * self.threads)), min(FEWEST_ROWS, CHUNK_ROWS))
-        self._batches = self._file.iter_batches(size, columns=columns, use_threads=False)
+        self._events = int(self._file.metadata.num_rows)
+        self.threads = min(threads, self._events // FEWEST_ROWS + 1)
+        fewest = min(FEWEST_ROWS, CHUNK_ROWS)
+        self._most = max(min(CHUNK_ROWS, self._events // (4 * self.threads)), fewest)
+        self._least = max(self._most // MORSELS, fewest) if self.threads > 1 else self._most
+        self._batches = self._file.iter_batches(self._least, columns=columns, use_threads=False)
         self._sources = _Sources(path)
 
     def __enter__(self) -> _Reader:
@@ -266,9 +305,25 @@ class _Reader:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def share(self, work: Callable[[pa.Table, Callable[[Ints], pd.Series]], None]) -> None:
-        """Work on one chunk after another until the file has been read, or another thread failed."""
+    def check_clocks(self) -> None:
+        """Make sure of what was taken for granted when the file was opened.
+
+        Raises
+        ------
+        _TwoClocksError
+            It was wrong.
+        """
+        if not self._both and not _stored_alike(self._path, self._file, *_CLOCKS):
+            raise _TwoClocksError
+
+    def share(
+        self,
+        work: Callable[[pa.Table, Callable[[Ints], pd.Series]], None],
+        sure: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Once ``sure``, work on one chunk after another until the file has been read, or another thread failed."""
         try:
+            sure()
             while pieces := self._next():
                 table, first = pieces
                 work(table, partial(self._sources, first))
@@ -293,14 +348,23 @@ class _Reader:
 
     def _pieces(self) -> list[pa.RecordBatch]:
         pieces, self._carried = self._carried, []
+        wanted = self._wanted()
         for batch in self._batches:
-            cut = _last_run(batch.column(0))
+            wanted -= len(batch)
+            cut = _last_run(batch.column(0)) if wanted <= 0 else 0
             if cut:
                 self._carried = [batch.slice(cut)]
                 return [*pieces, batch.slice(0, cut)]
             if len(batch):
                 pieces.append(batch)
         return pieces
+
+    def _wanted(self) -> int:
+        """Events of the next chunk."""
+        if not self._given:
+            return self._least
+        left = self._events - self._given
+        return max(min(self._most, left // (2 * self.threads)), self._least)
 
 
 class _Sources:
@@ -381,13 +445,18 @@ def _no_parquet(path: Path) -> DataError:
     return DataError(f"{path.name} cannot be read as Parquet. Give a complete Parquet file.")
 
 
-def _columns_of(path: Path) -> list[str]:
+def _opened(path: Path, **how: bool) -> pq.ParquetFile:
+    """A file whose columns were looked at, with words as dictionaries."""
+    meta = pq.read_metadata(path)
+    check_columns(meta.schema.to_arrow_schema().names)
+    return pq.ParquetFile(path, metadata=meta, read_dictionary=_WORDS, **how)
+
+
+def _columns_of(file: pq.ParquetFile, both_clocks: bool) -> list[str]:
     """The columns that windows read, without a second clock or a status that would say nothing new."""
-    with pq.ParquetFile(path, memory_map=True) as file:
-        check_columns(file.schema_arrow.names)
-        spared = ["available_time"] if _stored_alike(path, file, "time", "available_time") else []
-        spared += ["status"] if _all_final(file) else []
-    every = (*_WORDS, "time", "available_time", "numeric_value")
+    spared = [] if both_clocks else ["available_time"]
+    spared += ["status"] if _all_final(file) else []
+    every = (*_WORDS, *_CLOCKS, "numeric_value")
     return [name for name in every if name not in spared]
 
 
@@ -404,24 +473,40 @@ def _group_sizes(path: Path) -> Ints:
     return np.array([meta.row_group(g).num_rows for g in range(meta.num_row_groups)], dtype=np.int64)
 
 
+def _may_be_alike(file: pq.ParquetFile, one: str, other: str) -> bool:
+    """Whether what the file says of two columns leaves it open that they are the same bytes on disk."""
+    kind = file.schema_arrow
+    if not {one, other} <= set(kind.names) or kind.field(one).type != kind.field(other).type:
+        return False
+    return all(_told(a) == _told(b) for a, b in _paired(file, one, other))
+
+
 def _stored_alike(path: Path, file: pq.ParquetFile, one: str, other: str) -> bool:
     """Whether two columns are the same bytes on disk, so that only one need be read: where both clocks agree, they are.
 
     Same bytes, type and encoding mean same values; the reverse need not hold, and then both are read.
     """
-    kind = file.schema_arrow
-    if kind.field(one).type != kind.field(other).type:
+    if not _may_be_alike(file, one, other):
         return False
-    meta, names = file.metadata, _leaves(file)
     with pa.memory_map(str(path)) as stored:
         whole = stored.read_buffer()
-        for g in range(meta.num_row_groups):
-            a, b = (meta.row_group(g).column(names.index(name)) for name in (one, other))
-            if (a.compression, a.encodings) != (b.compression, b.encodings):
-                return False
-            if not _chunk(whole, a).equals(_chunk(whole, b)):
-                return False
-    return True
+        return all(_chunk(whole, a).equals(_chunk(whole, b)) for a, b in _paired(file, one, other))
+
+
+def _paired(
+    file: pq.ParquetFile, one: str, other: str
+) -> Iterator[tuple[pq.ColumnChunkMetaData, pq.ColumnChunkMetaData]]:
+    """Two columns, row group by row group."""
+    meta, names = file.metadata, _leaves(file)
+    for g in range(meta.num_row_groups):
+        group = meta.row_group(g)
+        yield group.column(names.index(one)), group.column(names.index(other))
+
+
+def _told(column: pq.ColumnChunkMetaData) -> tuple[Any, ...]:
+    said = column.statistics
+    range_ = (said.min, said.max, said.null_count) if said is not None and said.has_min_max else None
+    return column.compression, column.encodings, column.total_compressed_size, range_
 
 
 def _leaves(file: pq.ParquetFile) -> list[str]:

@@ -681,6 +681,27 @@ def test_the_second_clock_is_left_unread_only_where_it_is_the_first_over_again(
     )
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_second_clock_that_only_its_bytes_tell_apart_is_read_after_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """One of twelve events was known 30 minutes late; sizes, encodings and statistics are those of one clock."""
+    path, stored = tmp_path / "e.parquet", clocks(available_time=LATER)
+    pq.write_table(stored, path, use_dictionary=False, compression=None)
+    with pq.ParquetFile(path) as file:
+        assert files._may_be_alike(file, "time", "available_time")
+    monkeypatch.setattr(files, "FEWEST_ROWS", 1)
+    rows = pd.DataFrame({"encounter_id": "a", "prediction_time": LATER.to_pandas()})
+    found = build_file(path, rows, WINDOWS, threads=threads)
+    same(found, build(stored.to_pandas(), rows, WINDOWS))
+    assert not np.array_equal(found, build_file(one_clock(tmp_path), rows, WINDOWS), equal_nan=True)
+
+
+def one_clock(folder: Path) -> Path:
+    pq.write_table(clocks(), folder / "one.parquet")
+    return folder / "one.parquet"
+
+
 def test_an_empty_second_clock_is_counted(tmp_path: Path) -> None:
     missing = pa.array([*clocks()["time"].to_pylist()[:-1], None], pa.timestamp("us", "UTC"))
     pq.write_table(clocks(available_time=missing), tmp_path / "one.parquet")
