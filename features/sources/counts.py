@@ -239,8 +239,9 @@ def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: 
     rows, reasons = _kept(raw, said.get("drop", {}))
     column, timezone, unmarked = _with_zone(rows[time], str(said.get("zone", "")), timezone, step_h)
     stamps, zone, bad = wall_clock(column, timezone, time)
-    stamps = stamps.dt.floor("h" if step_h == 1 else "D")
     identity = _identities(rows, by)
+    _needs_shape(stamps, identity, step_h)
+    stamps = stamps.dt.floor("h" if step_h == 1 else "D")
     reasons["rows without a readable stamp"] = bad
     long = rows.assign(_series=identity, _stamp=stamps, _came=column)[stamps.notna() & identity.notna()]
     grid = _grid(long["_stamp"], step_h)
@@ -278,6 +279,22 @@ def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: 
             unmarked,
         )
     )
+
+
+def _needs_shape(stamps: pd.Series, identity: pd.Series, step_h: int) -> None:
+    """Rows are what they are said to be: of hours taken for days the first would be kept, of days 23 be missing.
+
+    Raises
+    ------
+    DataError
+        Hours are called days, or days hours.
+    """
+    there = pd.DataFrame({"series": identity, "stamp": stamps}).dropna().drop_duplicates()
+    several = float(there.assign(stamp=there["stamp"].dt.floor("D")).duplicated().mean()) if len(there) else 0
+    if step_h == 24 and several > 0.5:
+        raise DataError("Most days have several times of day: these rows are hours. Choose the shape hourly.")
+    if step_h == 1 and len(there) > 7 and several == 0 and there["stamp"].dt.hour.nunique() == 1:
+        raise DataError("No day has more than one hour: these rows are days. Choose the shape daily.")
 
 
 def _with_zone(column: pd.Series, zone: str, timezone: str, step_h: int) -> tuple[pd.Series, str, bool]:

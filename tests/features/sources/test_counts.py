@@ -262,3 +262,16 @@ def test_words_and_flags_by_day_are_a_calendar(tmp_path: Path):
 def test_a_covariate_without_a_stamp_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"counts.csv has no stamp"):
         covariates.read([written(tmp_path, pd.DataFrame({"flu": [1.5]}))])
+
+
+def test_hours_taken_for_days_and_days_for_hours_are_refused(tmp_path: Path):
+    hours, days = tmp_path / "hours.csv", tmp_path / "days.csv"
+    stamps = pd.date_range("2026-01-05", periods=240, freq="h")
+    pd.DataFrame({"time": stamps, "arrivals": 3}).to_csv(hours, index=False)
+    pd.DataFrame({"time": stamps[::24] + pd.Timedelta(hours=8), "beds": 90}).to_csv(days, index=False)
+    assert counts.read(hours, "hourly").values.shape == (1, 240)
+    assert counts.read(days, "daily").values.shape == (1, 10)
+    with pytest.raises(DataError, match="Choose the shape hourly"):
+        counts.read(hours, "daily")
+    with pytest.raises(DataError, match="Choose the shape daily"):
+        counts.read(days, "hourly")
