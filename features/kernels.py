@@ -83,7 +83,7 @@ def compiled(function: F) -> F:
 def lent(function: F) -> F:
     """The same for a function that makes no array: its caller holds them all, so that none need be counted.
 
-    Numba otherwise counts each array up and down, atomically, wherever a variable takes it: an eighth of all the time.
+    Numba otherwise counts each array up and down, atomically, wherever a variable takes it: a twelfth of all the time.
     """
     return _compiled(function, _nrt=False)
 
