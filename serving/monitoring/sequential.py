@@ -15,11 +15,11 @@ import numpy as np
 
 from serving.monitoring.statistics import Floats
 
-ODDS: Final = (1.5, 2.0)
-"""Odds ratios that are bet on, each way."""
+ODDS: Final = {1.5: 0.25, 2.0: 0.75}
+"""Odds ratios that are bet on, each way, and the share of the stakes on each: a large change hurts soonest."""
 BLOCK: Final = 100
 """A change is looked for from the first stay on, and from every hundredth."""
-FROM_START: Final = 0.8
+FROM_START: Final = 0.9
 """Share of the stakes on a change that was there from the start."""
 
 
@@ -99,4 +99,5 @@ def _mixed(paths: list[Floats]) -> Floats:
         before = np.r_[0.0, path[BLOCK - 1 : n - 1 : BLOCK]] if n > 1 else np.zeros(1)
         begun = np.logaddexp.accumulate(np.log(weight) - before[: len(weight)])
         mixed.append(path + begun[np.arange(n) // BLOCK])
-    return np.asarray(np.logaddexp.reduce(mixed, axis=0) - np.log(len(paths)))
+    shares = np.log(list(ODDS.values()))[:, np.newaxis]
+    return np.asarray(np.logaddexp.reduce(mixed + shares, axis=0))

@@ -50,10 +50,10 @@ def test_capital_is_what_a_slow_bettor_would_have():
     for stake, path in ((-1, evidence(y, p).fewer), (1, evidence(y, p).more)):
         total = 0.0
         for k, start in enumerate(range(0, 250, 100)):
-            weight = 0.8 if k == 0 else 0.2 / (k * (k + 1))
-            for odds in (1.5**stake, 2.0**stake):
+            weight = 0.9 if k == 0 else 0.1 / (k * (k + 1))
+            for odds, share in ((1.5**stake, 0.25), (2.0**stake, 0.75)):
                 each = np.where(y == 1, odds, 1) / (1 - p + p * odds)
-                total += weight / 2 * float(np.prod(each[start:]))
+                total += weight * share * float(np.prod(each[start:]))
         assert path[-1] == pytest.approx(total)
 
 
