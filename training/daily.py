@@ -5,9 +5,8 @@ week, so that a district hospital and a teaching hospital teach one model. First
 yesterday, the same weekday of past weeks, the recent level adjusted for the weekday, mixed as would have been best for
 each quantity, since beds taken walk on from today and admissions come back to their mean. A ridge regression adds to
 that as far as it would have helped lately. Where there are examples enough, boosted trees stand beside it that see the
-distances in two ways, in units of the usual change and as shares of the level, the latter once for all days ahead
-together and once for each by itself. Nothing stamped after the origin is read; the origin is the last day whose count
-is in hand.
+distances in two ways: in units of the usual change, and as shares of the level. Nothing stamped after the origin is
+read; the origin is the last day whose count is in hand.
 """
 
 from __future__ import annotations
@@ -465,15 +464,6 @@ def _mixture(given: Examples) -> Floats:
 
 
 @dataclass(frozen=True)
-class Trees:
-    """Boosted trees: by change, by level, and by level of each horizon by itself."""
-
-    by_change: Any
-    by_level: Any
-    alone: Mapping[int, Any]
-
-
-@dataclass(frozen=True)
 class DailyModel:
     """Fitted forecasts on the scale of each series.
 
@@ -481,37 +471,32 @@ class DailyModel:
     ----------
     lines : by quantity and horizon, days
     trees : on what the mixture of usual guesses leaves, in units of the usual change; on the distance as a share of
-        the level; None where there are too few examples
+        the level
     trust : how far there are examples enough for trees, 0 to 1
     """
 
     lines: Mapping[tuple[int, int], Line]
-    trees: Trees | None
+    trees: tuple[Any, ...]
     trust: float
 
-    def weights(self, horizon: Ints) -> tuple[Floats, Floats, Floats]:
-        """What of the forecast is that of the trees by change, by level, and by level of each horizon alone.
+    def weights(self, horizon: Ints) -> tuple[Floats, Floats]:
+        """What of the forecast is either trees', the rest being the line's.
 
-        The rest is the line's. Tomorrow hangs on today, which a line and trees of its own say best; next week on the
-        season and the size of the hospital, which all horizons tell together. Chosen on the sitreps of the winters
-        2017-18 and 2018-19.
+        Tomorrow hangs on today, which a line says best; next week on the season and the size of the hospital. Chosen
+        on the sitreps of the winters 2017-18 and 2018-19.
         """
         far = np.clip((horizon - 1) / 6, 0.0, 1.0)
-        return self.trust * np.full(len(far), 0.4), self.trust * 0.3 * far, self.trust * (0.4 - 0.1 * far)
+        return self.trust * (0.45 + 0.05 * far), self.trust * (0.3 + 0.2 * far)
 
     def centre(self, given: Examples) -> Floats:
         """The middle of what is to come, in counts, shape (n,)."""
         usual, linear = _lined(self.lines, given)
         z = linear
         if self.trees:
-            one, other, alone = self.weights(given.horizon)
-            by_change = usual + np.asarray(self.trees.by_change.predict(_matrix(given)))
-            share = other * np.asarray(self.trees.by_level.predict(_shares(given)))
-            for h, rows in _by_horizon(given):
-                share[rows] += alone[rows] * np.asarray(
-                    self.trees.alone[h].predict(_shares(given.rows(rows)))
-                )
-            z = (1 - one - other - alone) * linear + one * by_change + share * _level(given) / given.scale
+            by_change = usual + np.asarray(self.trees[0].predict(_matrix(given)))
+            by_level = np.asarray(self.trees[1].predict(_shares(given))) * _level(given) / given.scale
+            one, other = self.weights(given.horizon)
+            z = (1 - one - other) * linear + one * by_change + other * by_level
         return np.asarray(np.maximum(given.level + given.scale * z, 0.0))
 
     def reasons(self, given: Examples) -> dict[str, Floats]:
@@ -520,9 +505,9 @@ class DailyModel:
         Regression and mixture are sums, trees are so by SHAP. What is cut, distances beyond 8 usual changes and counts
         below zero, is not told.
         """
-        n = len(given.series)
-        one, other, alone = self.weights(given.horizon) if self.trees else np.zeros((3, n))
+        one, other = self.weights(given.horizon) if self.trees else (np.zeros(1), np.zeros(1))
         parts: list[tuple[Sequence[str], Floats, Floats]] = []
+        n = len(given.series)
         guesses, added = np.zeros((n, len(USUAL))), np.zeros((n, _linear_columns(given).shape[1] + 1))
         for (kind, h), line in self.lines.items():
             some = (given.horizon == h) & (given.kind == kind)
@@ -530,19 +515,15 @@ class DailyModel:
             guesses[some] = _usual(rows) * line.mixture
             columns = np.column_stack([_linear_columns(rows), np.ones(len(rows.series))])
             added[some] = line.kept * columns * [*line.ridge.coef_, line.ridge.intercept_]
-        parts.append(([_about(n) for n in USUAL], guesses, (1 - other - alone) * given.scale))
-        parts.append(([*_about_linear(given), LEVEL], added, (1 - one - other - alone) * given.scale))
-        # What all share weighs as much as a series is large.
-        about = [*(_about(name) for name in given.columns), LEVEL]
-        if self.trees:
-            by_change = np.asarray(self.trees.by_change.predict(_matrix(given), pred_contrib=True))
-            by_level = np.asarray(self.trees.by_level.predict(_shares(given), pred_contrib=True))
-            own = np.zeros_like(by_level)
-            for h, some in _by_horizon(given):
-                facts = _shares(given.rows(some))
-                own[some] = np.asarray(self.trees.alone[h].predict(facts, pred_contrib=True))
-            parts += [(about, by_change, one * given.scale), (about, by_level, other * _level(given))]
-            parts.append((about, own, alone * _level(given)))
+        parts.append(([_about(n) for n in USUAL], guesses, (1 - other) * given.scale))
+        parts.append(([*_about_linear(given), LEVEL], added, (1 - one - other) * given.scale))
+        about = [
+            *(_about(name) for name in given.columns),
+            LEVEL,
+        ]  # what all share weighs as much as a series is large
+        views = ((_matrix, one * given.scale), (_shares, other * _level(given)))
+        for tree, (facts, weight) in zip(self.trees, views, strict=False):
+            parts.append((about, np.asarray(tree.predict(facts(given), pred_contrib=True)), weight))
         return summed(parts)
 
 
@@ -571,7 +552,7 @@ def fit(days: Days, upto: int, horizons: Sequence[int], threads: int = 1) -> Dai
         some.append(_drawn(part, ROWS // len(horizons), rng))
         n += len(part.series)
     given = Examples.joined(some)
-    trees = _grow(given, _lined(lines, given)[0], threads) if n >= ENOUGH else None
+    trees = _grow(given, _lined(lines, given)[0], threads) if n >= ENOUGH else ()
     return DailyModel(lines, trees, n / (n + ENOUGH))
 
 
@@ -621,37 +602,20 @@ def _level(given: Examples) -> Floats:
     return np.maximum(given.level, 1.0)
 
 
-def _by_horizon(given: Examples) -> list[tuple[int, npt.NDArray[np.bool_]]]:
-    """Each horizon with its rows."""
-    return [(int(h), given.horizon == h) for h in np.unique(given.horizon)]
-
-
-def _grow(given: Examples, usual: Floats, threads: int) -> Trees:
+def _grow(given: Examples, usual: Floats, threads: int) -> tuple[Any, Any]:
     """Trees on what the usual guesses leave, and trees on the distance as a share of the level."""
-    by_change = {"objective": "huber", "alpha": 1.0, "num_leaves": 15}
-    left, weight = given.distance - usual, given.scale / given.scale.mean()
-    alone = {h: _of_shares(given.rows(rows), threads) for h, rows in _by_horizon(given)}
-    return Trees(
-        _grown(by_change, _matrix(given), left, weight, threads), _of_shares(given, threads), alone
-    )  # fmt: skip
-
-
-def _of_shares(given: Examples, threads: int) -> Any:
-    """Trees that foresee the median distance as a share of the level."""
-    level = _level(given)
-    by_level = {"objective": "quantile", "alpha": 0.5, "num_leaves": 31}
-    share = (given.outcome - given.level) / level
-    return _grown(by_level, _shares(given), share, level / level.mean(), threads)
-
-
-def _grown(
-    objective: dict[str, Any], facts: npt.NDArray[np.float32], target: Floats, weight: Floats, threads: int
-) -> Any:
     import lightgbm
 
     settings = {
-        "learning_rate": 0.05, "max_bin": 63, "min_data_in_leaf": int(np.clip(len(target) // 300, 20, 200)),
+        "learning_rate": 0.05, "max_bin": 63, "min_data_in_leaf": int(np.clip(len(usual) // 300, 20, 200)),
         "feature_fraction": 0.5, "bagging_fraction": 0.6, "bagging_freq": 1, "lambda_l2": 1.0, "seed": 1,
         "num_threads": threads, "deterministic": True, "force_row_wise": True, "verbose": -1,
     }  # fmt: skip
-    return lightgbm.train(settings | objective, lightgbm.Dataset(facts, target, weight=weight), TREES)
+    by_change = {"objective": "huber", "alpha": 1.0, "num_leaves": 15}
+    by_level = {"objective": "quantile", "alpha": 0.5, "num_leaves": 31}
+    share = (given.outcome - given.level) / _level(given)
+    one = lightgbm.Dataset(_matrix(given), given.distance - usual, weight=given.scale / given.scale.mean())
+    other = lightgbm.Dataset(_shares(given), share, weight=_level(given) / _level(given).mean())
+    return (
+        lightgbm.train(settings | by_change, one, TREES), lightgbm.train(settings | by_level, other, TREES),
+    )  # fmt: skip

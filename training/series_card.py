@@ -16,8 +16,7 @@ MADE: Final = {
     "given, blended on the log scale with LightGBM that reads the same. Hours of a day share a factor of mean 1, so "
     "that sums of hours are wider than independent hours say.",
     24: "The usual guesses of a bed manager mixed as was best before, a ridge regression on top, and beside them "
-    "LightGBM in two views, one of them also for each day ahead by itself, where there are examples enough. All "
-    "series of a quantity share one model. What all series "
+    "LightGBM in two views where there are examples enough. All series of a quantity share one model. What all series "
     "were off by lately is carried on; the spread is that of forecasts come true, wider over holidays.",
 }
 CALIBRATED: Final = (
