@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -13,6 +13,8 @@ from serving.render import percent
 HOUR_US = 3_600_000_000
 GAP_US = 3 * HOUR_US
 """A longer silence than this is drawn as one."""
+MARK = 11.0
+"""Height of a line of small text in the drawing."""
 
 Point = tuple[int, float | None]
 
@@ -85,10 +87,8 @@ def history(
     left, right, high, low = 44.0, 736.0, 14.0, 206.0
     top, span = ceiling(points, max(threshold, level)), hours * HOUR_US
     parts = [_grid(left, right, high, low, top)]
-    for name, at in (("raised", threshold), ("page", level)):
-        y = low - at / top * (low - high)
-        parts.append(f'<line class="level {name}" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="mark" x="{right + 4}" y="{y + 3:.1f}">{name}</text>')
+    levels = {"raised": threshold, "page": level}
+    parts.append(_levels(left, right, {name: low - at / top * (low - high) for name, at in levels.items()}))
     parts.append(_hours(left, right, low, now, span, ZoneInfo(timezone)))
     parts.append(_curve(points, (left, right), (high, low), now, span, top))
     for when in pages:
@@ -103,6 +103,20 @@ def history(
     return Markup(  # noqa: S704  # numbers and fixed words only, as above
         f'<svg class="history" viewBox="0 0 780 236" role="img" aria-label="{label}">{"".join(parts)}</svg>'
     )
+
+
+def _levels(left: float, right: float, levels: Mapping[str, float]) -> str:
+    """The thresholds by name and height, each with its name beside it; names of near ones move apart."""
+    parts = []
+    names = dict(levels)
+    upper, lower = sorted(names, key=names.__getitem__)
+    apart = max(0.0, MARK - (names[lower] - names[upper])) / 2
+    names[upper] -= apart
+    names[lower] += apart
+    for name, y in levels.items():
+        parts.append(f'<line class="level {name}" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="mark" x="{right + 4}" y="{names[name] + 3:.1f}">{name}</text>')
+    return "".join(parts)
 
 
 def _grid(left: float, right: float, high: float, low: float, top: float) -> str:

@@ -203,6 +203,12 @@ def test_gaps_in_the_data_are_gaps_in_the_line():
     assert 'aria-label="Risk over 24 h: from 10 % to 30 %, highest 30 %"' in drawn
 
 
+def test_names_of_near_thresholds_can_both_be_read():
+    drawn = str(charts.history([(0, 0.3)], [], 0.034, 0.047, HOUR, 12, "UTC"))  # 6 units apart on this scale
+    at = {name: float(y) for y, name in re.findall(r'<text class="mark"[^>]* y="([\d.]+)">(\w+)<', drawn)}
+    assert at["raised"] - at["page"] == pytest.approx(11, abs=0.1)
+
+
 @pytest.mark.parametrize(("highest", "top"), [(0.001, 0.05), (0.05, 0.05), (0.051, 0.1), (0.99, 1.0)])
 def test_the_scale_fits_what_is_drawn(highest: float, top: float):
     assert charts.ceiling([(0, highest), (1, None)], 0.02) == top
