@@ -17,9 +17,10 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+import inspect
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -95,6 +96,14 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="A bundle folder or an MLflow URI such as models:/sepsis@champion."),
 ]
+BedsModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="A bundle folder or an MLflow URI such as models:/admissions@champion. "
+        "Default: WARDCAST_ADMISSIONS_MODEL, else the released model.",
+    ),
+]
 SourceOption = Annotated[str, typer.Option("--source", help="Format of the input.")]
 InputOption = Annotated[Path | None, typer.Option("--input", help="A file, or a folder of files.")]
 ArchiveOption = Annotated[Path, typer.Option("--input", help="An archive made by `wardcast data convert`.")]
@@ -125,22 +134,30 @@ def train(
         Path | None, typer.Option(help="Where to write the bundle; default under var/.")
     ] = None,
     register: Annotated[bool, typer.Option(help="Log the run and register the model in MLflow.")] = True,
-    threads: Annotated[int, typer.Option(help="Cores to use.")] = os.cpu_count() or 1,
+    threads: ThreadsOption = CORES,
 ) -> None:
     """Train, calibrate and evaluate a model, and log everything to MLflow.
 
     sepsis: --source physionet2019 --input DIR, or --source synthetic; a hospital's own data: --source mimic4 (or
     another format of `wardcast data convert`) --label sepsis3 --input ARCHIVE_OR_EXTRACT.
+
     admissions: --source visits --input FILE, or --source synthetic; P(admission) alone from one row a visit:
     --source triage --input FILE --mapping FILE.
     """
     from importlib import import_module
 
     if source == "triage":
+        _refuse_unread("triage", {"--label": label, "--spec": spec})
+        _admissions_only(product)
         from training import triage
 
         _tell(triage.train(input, mapping, output, threads=threads, register=register).summary())
         return
+    _refuse_unread(
+        source,
+        {"--mapping": mapping},
+        "Convert first (wardcast data convert --mapping), then train on the archive.",
+    )
     if label is not None and product is not Product.sepsis:
         raise typer.BadParameter(f"{label.value} is learned by sepsis only.", param_hint="--label")
     trainer = import_module(f"training.{product.value}")
@@ -149,6 +166,21 @@ def train(
         source, input, spec=spec, output=output, register=register, threads=threads, **more
     )
     _tell(result.summary())
+
+
+def _admissions_only(product: Product) -> None:
+    """Rows of triage teach P(admission), whatever else was asked for."""
+    if product is not Product.admissions:
+        raise typer.BadParameter(
+            f"Rows of triage are for admissions, not for {product.value}.", param_hint="--source"
+        )
+
+
+def _refuse_unread(source: str, options: Mapping[str, object], remedy: str = "Leave it out.") -> None:
+    """Refuse an option that this source does not read: it would look as if it had counted."""
+    for name, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(f"It is not read with --source {source}. {remedy}", param_hint=name)
 
 
 @app.command()
@@ -164,6 +196,7 @@ def score(
     admissions: --source triage --model FOLDER, one probability a row; the file needs no outcome.
     """
     if source == "triage":
+        _admissions_only(product)
         from training import triage
 
         _tell(triage.score_file(input, output, model).summary())
@@ -184,10 +217,12 @@ def evaluate(
 ) -> None:
     """Print the evaluation table of any model on any file, with patient-bootstrap intervals."""
     if source == "triage":
+        _admissions_only(product)
         from training import triage
 
         _tell(triage.evaluate_file(input, model, output, mapping).summary())
         return
+    _refuse_unread(source, {"--mapping": mapping})
     from training.scoring import evaluate_file
 
     _tell(evaluate_file(product.value, source, input, model, output).summary())
@@ -353,14 +388,7 @@ def forecast_beds(
     visits: Annotated[
         Path | None, typer.Option(help="A visits table instead of the service's store.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            help="A bundle folder or an MLflow URI such as models:/admissions@champion. "
-            "Default: WARDCAST_ADMISSIONS_MODEL, else the released model.",
-        ),
-    ] = None,
+    model: BedsModelOption = None,
     hospital: Annotated[
         str, typer.Option(help="Which hospital of a table that has several; of counts, which series.")
     ] = "",
@@ -368,7 +396,7 @@ def forecast_beds(
         str,
         typer.Option(
             "--format",
-            help="html, pdf, xlsx, csv or json (of counts html, csv or json); default the suffix of --output.",
+            help="html, pdf, xlsx, csv or json; default the suffix of --output.",
         ),
     ] = "",
     output: Annotated[
@@ -474,7 +502,7 @@ def forecast_patients(
     visits: Annotated[
         Path | None, typer.Option(help="A visits table instead of the service's store.")
     ] = None,
-    model: ModelOption = None,
+    model: BedsModelOption = None,
 ) -> None:
     """Print P(admission) of everybody undecided in the emergency department, with its reasons, as JSON."""
     from serving.reports.patients import patients_at
@@ -651,9 +679,20 @@ def demo(
     run_demo(training, var=var, days=days, seed=seed, keep_running=keep_running)
 
 
+def _reflow(*apps: typer.Typer) -> None:
+    """Let help fill the terminal: Typer keeps the line breaks of every paragraph of a docstring but the first."""
+    for group in apps:
+        for command in group.registered_commands:
+            paragraphs = inspect.cleandoc(command.callback.__doc__ or "").split("\n\n")
+            command.help = "\n\n".join(" ".join(p.split("\n")) for p in paragraphs)
+
+
 def _tell(text: str) -> None:
     """Print as it is: tables keep their lines, whatever the width of the terminal."""
     out.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+_reflow(app, *(group.typer_instance for group in app.registered_groups if group.typer_instance))
 
 
 def main() -> None:

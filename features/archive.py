@@ -781,6 +781,8 @@ def shards(folder: Path) -> list[ShardKey]:
 def about(folder: Path) -> dict[str, Any]:
     """``metadata/wardcast.json`` of an archive: ``shards``, ``available_after_min`` and the ``account``."""
     path = folder / "metadata" / "wardcast.json"
+    if not folder.exists():
+        raise DataError(f"There is no archive at {folder}. Check the path.")
     if not path.is_file():
         raise DataError(
             f"{folder.name} is no archive of Wardcast's. Make one: "

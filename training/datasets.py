@@ -29,7 +29,7 @@ from features.sources import counts as count_files
 from features.sources import visits
 from features.sources.batch import ReadAccount
 from features.sources.facts import zone
-from features.sources.registry import reader
+from features.sources.registry import READERS, reader
 from models.spec import Spec
 from training.layouts import MAPPED, aligned
 from training.tracking import resolve
@@ -296,10 +296,15 @@ def check(
         return check_visits(path, timezone)
     if source in ("hourly", "daily"):
         return check_counts(path, source, mapping, timezone)
+    if not path.exists():
+        raise DataError(f"There is nothing at {path}. Check the path.")
     if source is None:
         if not (path / "metadata" / "wardcast.json").is_file():
             raise DataError(f"{path} is no archive. Say what it is with --source, or convert it first.")
         return _check_archive(path, model, spec)
+    if source not in READERS:
+        known = ", ".join((*READERS, "visits", "hourly", "daily"))
+        raise DataError(f"There is no source {source!r}. Choose one of {known}.")
     with tempfile.TemporaryDirectory(prefix="wardcast-") as held:
         place = Path(held) / "archive"
         convert(source, path, place, timezone=timezone, mapping=mapping, threads=threads)

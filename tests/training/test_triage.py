@@ -141,3 +141,19 @@ def test_mistakes_are_named(tmp_path: Path):
     (tmp_path / "m.toml").write_text('outcome = "x"\nprevalance = 0.3\n')
     with pytest.raises(SpecError, match="lacks admitted and has prevalance"):
         triage.Mapping.read(tmp_path / "m.toml")
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("train sepsis --source triage --mapping m.toml", "--source"),
+        ("train admissions --source triage --label sepsis3", "--label"),
+        ("train admissions --source triage --spec s.toml", "--spec"),
+        ("train sepsis --source mimic4 --mapping m.toml", "--mapping"),
+        ("score sepsis --source triage --output s.parquet", "--source"),
+        ("evaluate sepsis --source physionet2019 --mapping m.toml", "--mapping"),
+    ],
+)
+def test_what_would_not_be_read_is_refused(words: str, refused: str):
+    done = CliRunner().invoke(app, [*words.split(), "--input", "rows.csv"])
+    assert (done.exit_code, f"Invalid value for {refused}:" in done.output) == (2, True), done.output
