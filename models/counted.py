@@ -22,6 +22,11 @@ def column(level: float) -> str:
     return f"q{round(level * 100):02d}" if level != COVER else "cover99"
 
 
+FULL: Final = {"p_over_92": 0.92, "p_over_95": 0.95, "p_short": 1.0}
+"""Shares of the open beds; how likely more are taken is said of each."""
+RARE, SURELY = 0.01, 0.95
+"""No quantile is stated above 99 % or below 5 %: what is rarer than the one or likelier than the other is not told."""
+
 STATED: Final = tuple(column(level) for level in (*QUANTILES, COVER))
 
 
@@ -45,7 +50,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Known:
-    """A series as it stood: what it counts, its newest count and stamp, and how often the last forecasts held."""
+    """A series as it stood: what it counts, its newest count and stamp, and how often the last forecasts held.
+
+    ``open_beds`` is the newest number of open beds, where the series counts beds taken and the file has it.
+    """
 
     name: str
     quantity: str
@@ -53,6 +61,7 @@ class Known:
     stamp: pd.Timestamp
     inside: int = 0
     of: int = 0
+    open_beds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,10 +124,11 @@ class CountForecast:
             "series": [
                 {
                     "name": k.name, "quantity": k.quantity, "newest": k.newest, "newest_at": k.stamp.isoformat(),
-                    "last_forecasts": {"inside_90": k.inside, "of": k.of},
+                    "open_beds": k.open_beds, "last_forecasts": {"inside_90": k.inside, "of": k.of},
                     "forecasts": [
                         {"window": s.label, "target": s.target.isoformat(), "window_h": s.window_h}
                         | said[k.name, s.label].to_dict()
+                        | said[k.name, s.label].risks(k.open_beds)
                         for s in self.spans
                         if (k.name, s.label) in said
                     ],
@@ -150,6 +160,21 @@ class Said:
             float(row["mean"]), int(np.floor(quantiles["q50"] + 0.5)), max(int(np.floor(low + 0.5)), 0),
             max(int(np.ceil(high - 0.5)), 0), quantiles,
         )  # fmt: skip
+
+    def over(self, limit: float) -> float:
+        """Probability of more than ``limit``, between :data:`RARE` and :data:`SURELY`.
+
+        Between the quantiles it is a line; a whole number takes the unit around it.
+        """
+        levels = (*QUANTILES, COVER)
+        at = [self.quantiles[column(level)] for level in levels]
+        return round(1 - float(np.interp(np.floor(limit + 1e-9) + 0.5, at, levels)), 4)
+
+    def risks(self, open_beds: float | None) -> dict[str, float | None]:
+        """How likely more than 92 %, 95 % and all of the open beds are taken; None where they are not known."""
+        return {
+            name: None if open_beds is None else self.over(share * open_beds) for name, share in FULL.items()
+        }
 
     def words(self) -> str:
         """``612, at least 598 (90 % sure), 631 cover it 95 times in 100``."""

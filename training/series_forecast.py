@@ -160,6 +160,7 @@ def _moment(panel: Panel, at: str) -> _Moment:
     cut = replace(
         panel, stamps=panel.stamps[:kept], values=panel.values[:, :kept],
         beside={c: v[:, :kept] for c, v in panel.beside.items()},
+        open_beds=None if panel.open_beds is None else panel.open_beds[:, :kept],
     )  # fmt: skip
     newest = cut.stamps[-1]
     gap = round((begins - newest) / panel.step) - 1
@@ -264,9 +265,21 @@ def _known(
         last = int(np.flatnonzero(np.isfinite(panel.values[k]))[-1])
         inside, of = record.get(name, (0, 0))
         found.append(
-            Known(name, panel.quantities[k], float(panel.values[k, last]), panel.stamps[last], inside, of)
-        )
+            Known(
+                name, panel.quantities[k], float(panel.values[k, last]), panel.stamps[last], inside, of,
+                _open_beds(panel, k),
+            )
+        )  # fmt: skip
     return tuple(found)
+
+
+def _open_beds(panel: Panel, series: int) -> float | None:
+    """The newest number of open beds, of days only: a sum of hours fills no beds."""
+    if panel.open_beds is None or panel.step_h == 1:
+        return None
+    recent = panel.open_beds[series, -STALE_DAYS:]
+    reported = recent[np.isfinite(recent)]
+    return float(reported[-1]) if len(reported) else None
 
 
 def _stale(moment: _Moment) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ here by hour, or by day where they carry dates only. A mapping file names the co
     time = "date"                # the day, or the start of the hour
     values = ["ga_occ"]          # what to forecast; several make series such as RJC/ga_occ
     beside = ["los_gt7"]         # other columns known when the value is, to learn from
+    open_beds = { ga_occ = "ga_open" }    # of beds taken, the column with the beds open
     drop = { code = ["-"] }      # rows that are totals of others
     zeros = "auto"               # auto, real or missing: what a zero means
     holidays = "GB-ENG"          # whose public holidays
@@ -49,6 +50,7 @@ KEYS: Final[dict[str, str]] = {
     "time": "the column with the day, or with the start of the hour",
     "values": "the counts to forecast; several make series such as RJC/ga_occ",
     "beside": "other numbers of the same rows, known when the counts are, that may help to foresee them",
+    "open_beds": "the column with the open beds of a count of beds taken: { COUNT = COLUMN }; by day, the risk is told",
     "drop": "rows to leave out, such as totals: { column = [values] }",
     "zeros": "real, missing or auto (default): a zero is missing where 28 reports before it make it incredible",
     "absent": "missing (default) or zero: what an hour or day without a row means",
@@ -65,6 +67,9 @@ PLAIN_NAMES: Final = ("value", "count", "n", "y")
 VALUE_NAMES: Final = (
     *PLAIN_NAMES, "arrivals", "attendance", "attendances", "admissions", "discharges", "occupied", "occupancy", "beds",
 )  # fmt: skip
+TAKEN_NAMES: Final = ("occupied", "occupancy", "beds")
+OPEN_NAMES: Final = ("open_beds", "beds_open")
+"""Where a count is one of beds taken, a column of this name has the beds open."""
 ZERO_HOURS_EXPECTED: Final = 15.0
 """So many arrivals must have been due in a run of empty hours before the run counts as not reported."""
 ZERO_DAYS_LOOK: Final = 28
@@ -102,6 +107,8 @@ class Panel:
     account : CountAccount
     unmarked : bool
         The file's stamps are UTC and do not say so.
+    open_beds : float64, shape (n_series, n_steps), optional
+        Beds open where a series counts beds taken, else NaN; None where no column says so.
     """
 
     names: tuple[str, ...]
@@ -114,6 +121,7 @@ class Panel:
     holidays: str
     account: CountAccount
     unmarked: bool = False
+    open_beds: Floats | None = None
 
     @property
     def step(self) -> pd.Timedelta:
@@ -236,6 +244,7 @@ def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: 
     by = _listed(raw, said, "series") if "series" in said else _telling_apart(raw, time)
     values = _values(raw, said, {time, *by})
     beside = [c for c in _listed(raw, said, "beside") if c not in values]
+    opened = _opened(raw, said, values)
     rows, reasons = _kept(raw, said.get("drop", {}))
     column, timezone, unmarked = _with_zone(rows[time], str(said.get("zone", "")), timezone, step_h)
     stamps, zone, bad = wall_clock(column, timezone, time)
@@ -247,7 +256,9 @@ def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: 
     grid = _grid(long["_stamp"], step_h)
     long["_second"] = _turns(long, grid, timezone, bool(zone)) if step_h == 1 else False
     names = sorted(long["_series"].unique())
-    tables = {c: _table(long, c, names, grid, reasons, c in values) for c in [*values, *beside]}
+    tables = {
+        c: _table(long, c, names, grid, reasons, c in values) for c in [*values, *beside, *opened.values()]
+    }
     absent, zeros = str(said.get("absent", "missing")), str(said.get("zeros", "auto"))
     made, of, found = [], [], []
     for c in values:
@@ -263,6 +274,7 @@ def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: 
         "series": ", ".join(by),
         "values": ", ".join(values),
         "beside": ", ".join(beside),
+        "open beds": ", ".join(opened.values()),
     }
     account = CountAccount(len(raw), int(np.isfinite(stacked).sum()), layout, columns, reasons)
     return _with_reports(
@@ -277,6 +289,7 @@ def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: 
             str(said.get("holidays", "")),
             account,
             unmarked,
+            _open_beds(tables, values, opened),
         )
     )
 
@@ -345,6 +358,7 @@ def _with_reports(panel: Panel) -> Panel:
         quantities=tuple(q for q, t in zip(panel.quantities, there, strict=True) if t),
         values=panel.values[there],
         beside={c: v[there] for c, v in panel.beside.items()},
+        open_beds=None if panel.open_beds is None else panel.open_beds[there],
     )
 
 
@@ -410,6 +424,32 @@ def _values(raw: pd.DataFrame, said: Mapping[str, Any], taken: set[str]) -> list
             f'numbers. {has(raw)} Name them in a mapping file: values = ["COLUMN"]. See: wardcast data schema counts'
         )
     return found
+
+
+def _opened(raw: pd.DataFrame, said: Mapping[str, Any], values: Sequence[str]) -> dict[str, str]:
+    """Which column holds the open beds of which count of beds taken."""
+    if "open_beds" not in said:
+        usual = _known(raw, OPEN_NAMES)
+        return {c: usual[0] for c in values if usual and c.strip().lower() in TAKEN_NAMES}
+    named = {str(c): str(column) for c, column in dict(said["open_beds"]).items()}
+    wrong = [*(c for c in named if c not in values), *(c for c in named.values() if c not in raw.columns)]
+    if wrong:
+        raise DataError(
+            f"The mapping's open_beds names {', '.join(wrong)}. Write {{ COUNT = COLUMN }}, COUNT one of "
+            f"{', '.join(values)}. {has(raw)}"
+        )
+    return named
+
+
+def _open_beds(
+    tables: Mapping[str, Floats], values: Sequence[str], opened: Mapping[str, str]
+) -> Floats | None:
+    """Open beds by series and step; nobody opens none, so that a zero was not reported."""
+    if not opened:
+        return None
+    found = [tables[opened[c]] if c in opened else np.full_like(tables[c], np.nan) for c in values]
+    beds = np.concatenate(found)
+    return np.where(beds > 0, beds, np.nan)
 
 
 def has(raw: pd.DataFrame) -> str:

@@ -51,6 +51,9 @@ def test_the_total_of_england_is_no_trust(data_dir: Path):
     assert "-" not in panel.names
     assert panel.account.reasons["rows left out as totals (drop)"] == 948
     assert np.nanmin(panel.values) > 0
+    assert panel.open_beds is not None
+    taken = (panel.values / panel.open_beds)[np.isfinite(panel.open_beds)]
+    assert np.mean(taken > 1) < 0.001  # beds opened in need count as open
 
 
 @pytest.mark.data
@@ -221,6 +224,25 @@ def test_a_mapping_names_columns_and_its_own_mistakes(tmp_path: Path):
     mapping.write_text('time = "WHEN"\nvalue = ["IN"]\n', encoding="utf-8")
     with pytest.raises(DataError, match="says value; known are series, time, values"):
         counts.read(path, "daily", mapping)
+
+
+def test_open_beds_stand_beside_the_beds_taken_that_they_are_for(tmp_path: Path):
+    table = pd.DataFrame(
+        {"date": days(3), "site": "A", "beds": [7, 8, 9], "Open_Beds": [10, 0, 11], "IN": [1, 2, 3]}
+    )
+    path = written(tmp_path, table)
+    found = counts.read(path, "daily").open_beds
+    np.testing.assert_array_equal(found, [[10, np.nan, 11]])  # nobody opens none
+    mapping = tmp_path / "site.toml"
+    said = 'values = ["beds", "IN"]\nopen_beds = { beds = "Open_Beds" }\n'
+    mapping.write_text(said, encoding="utf-8")
+    found = counts.read(path, "daily", mapping).open_beds
+    np.testing.assert_array_equal(found, [[10, np.nan, 11], [np.nan] * 3])
+    for wrong in (said.replace("{ beds", "{ OUT"), said.replace('"Open_Beds"', '"CLOSED"')):
+        mapping.write_text(wrong, encoding="utf-8")
+        with pytest.raises(DataError, match=r"open_beds names (OUT|CLOSED)\. Write \{ COUNT = COLUMN \}"):
+            counts.read(path, "daily", mapping)
+    assert counts.read(written(tmp_path, table.drop(columns="Open_Beds")), "daily").open_beds is None
 
 
 # ------------------------------------------------------------ covariates
