@@ -20,7 +20,7 @@ from features.sources.outlook import Outlook
 from models.beds import HOSPITAL
 from models.bundle import Bundle
 from serving.reports.forecast import RECORD_DAYS, BedForecast, forecast_beds, normal_visits, signed
-from serving.reports.formats import FORMATS, format_of
+from serving.reports.formats import FORMATS, asked
 from serving.reports.mail import Mailbox, post, stem
 from serving.settings import Settings
 
@@ -81,12 +81,11 @@ def forecast_report(
     ConfigError, DataError, SpecError
         The time, the visits, the form or the model cannot be used.
     """
-    name = form or (output.suffix if output and output.suffix else "html")
-    chosen = format_of(name)
+    name = asked(form, output)
     forecast, site = _forecast(settings, at, visits, hospital)
     path = output or settings.var / "reports" / f"{stem(forecast)}.{name}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(chosen.write(forecast, site))
+    path.write_bytes(FORMATS[name].write(forecast, site))
     return ReportResult(path, forecast)
 
 

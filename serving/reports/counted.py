@@ -1,4 +1,4 @@
-"""A forecast of counted series as a page, a table or JSON, and in words: what a site reads that has counts only."""
+"""A forecast of counted series in words and as a file: what a site reads that has counts only."""
 
 from __future__ import annotations
 
@@ -10,9 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from features.errors import ConfigError
 from models.counted import CountForecast, Known, Said, quantities
 from serving.render import environment
+from serving.reports.counted_print import (
+    OF_OPEN,
+    RISKS,
+    Foretold,
+    first_risks,
+    likely,
+    render_pdf,
+    render_xlsx,
+)
+from serving.reports.formats import asked
 from serving.reports.tables import csv_cell
 
 TOLD: Final = 12
@@ -36,6 +45,7 @@ class CountReport:
             lines += [
                 f"  {s.label}: {said[k.name, s.label].words()}" for s in f.spans if (k.name, s.label) in said
             ]
+            lines += _full(f, k, said)
         if len(f.known) > TOLD:
             lines.append(f"… and {len(f.known) - TOLD:,} more series in the file.")
         return "\n".join([*lines, "", record(f), *f.notes, f"Report: {self.path}"])
@@ -44,6 +54,17 @@ class CountReport:
 def _newest(f: CountForecast, k: Known) -> str:
     """A count as people say it; a single hour tells nobody anything."""
     return f"{k.newest:,.0f} on {k.stamp:%a} {k.stamp.day} {k.stamp:%b}" if f.step_h == 24 else "by hour"
+
+
+def _full(f: CountForecast, k: Known, said: Foretold) -> list[str]:
+    """How likely the open beds run short on the first day, where they are known."""
+    if k.open_beds is None:
+        return []
+    over_92, over_95, short = map(likely, first_risks(f, k, said).values())
+    return [
+        f"  {f.spans[0].label}, of {k.open_beds:,.0f} open beds: over 92 % {over_92}, over 95 % {over_95}, "
+        f"running short {short}"
+    ]
 
 
 def _held(k: Known) -> str:
@@ -79,8 +100,9 @@ def render_html(f: CountForecast, site: str) -> str:
     moved = ", ".join(f"{about} {share:.0%}" for about, share in f.moved_by.items() if share >= 0.005)
     template = environment("UTC").get_template("counts_report.html")
     return template.render(
-        f=f, site=site if site != "site" else "", made=_stamp(f, f.at), newest=_stamp(f, f.newest), tables=tables,
-        record=record(f), moved=moved, number=_number, by_hour=f.step_h == 1,
+        f=f, site=site, made=_stamp(f, f.at), newest=_stamp(f, f.newest), tables=tables,
+        record=record(f), moved=moved, number=_number, by_hour=f.step_h == 1, risks=RISKS, likely=likely,
+        first_risks=lambda k: first_risks(f, k, said), of_open=OF_OPEN,
     )  # fmt: skip
 
 
@@ -98,11 +120,16 @@ def render_csv(f: CountForecast) -> str:
     return out.getvalue()
 
 
-FORMS: Final[Mapping[str, Callable[[CountForecast, str], str]]] = {
-    "html": render_html,
-    "csv": lambda f, site: render_csv(f),
-    "json": lambda f, site: json.dumps({"site": site} | f.to_dict(), allow_nan=False, indent=1) + "\n",
+WRITERS: Final[Mapping[str, Callable[[CountForecast, str], bytes]]] = {
+    "html": lambda f, site: render_html(f, site).encode(),
+    "pdf": lambda f, site: render_pdf(f, site, _stamp(f, f.at), _stamp(f, f.newest), record(f)),
+    "xlsx": lambda f, site: render_xlsx(f, site, _stamp(f, f.at), _stamp(f, f.newest), record(f)),
+    "csv": lambda f, site: render_csv(f).encode(),
+    "json": lambda f, site: (
+        json.dumps({"site": site} | f.to_dict(), allow_nan=False, indent=1) + "\n"
+    ).encode(),
 }
+"""Every form of the bed report."""
 
 
 def form_of(form: str, output: Path | None) -> str:
@@ -113,12 +140,7 @@ def form_of(form: str, output: Path | None) -> str:
     ConfigError
         A forecast of counts is not written as that.
     """
-    name = (form or (output.suffix if output else "") or "html").lower().lstrip(".")
-    if name not in FORMS:
-        raise ConfigError(
-            f"A forecast of counts cannot be written as {name!r}. Write one of {', '.join(FORMS)}."
-        )
-    return name
+    return asked(form, output, "A forecast of counts")
 
 
 def write(f: CountForecast, form: str, output: Path | None, folder: Path, site: str) -> CountReport:
@@ -126,5 +148,5 @@ def write(f: CountForecast, form: str, output: Path | None, folder: Path, site: 
     stem = f"beds-counts-{f.at:%Y-%m-%d}" + (f"-{f.at:%H%M}" if f.step_h == 1 else "")
     path = output or folder / f"{stem}.{form}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(FORMS[form](f, site), encoding="utf-8", newline="")
+    path.write_bytes(WRITERS[form](f, site if site != "site" else ""))
     return CountReport(path, f)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from features.errors import ConfigError
@@ -40,7 +41,18 @@ def format_of(name: str) -> Format:
     ConfigError
         There is none of that name.
     """
-    bare = name.lower().lstrip(".")
-    if bare not in FORMATS:
-        raise ConfigError(f"A bed report cannot be written as {bare!r}. Write one of {', '.join(FORMATS)}.")
-    return FORMATS[bare]
+    return FORMATS[asked(name, None)]
+
+
+def asked(form: str, output: Path | None, what: str = "A bed report") -> str:
+    """Name of the format asked for, else of that which the file's suffix means, else ``html``.
+
+    Raises
+    ------
+    ConfigError
+        There is none of that name.
+    """
+    name = (form or (output.suffix if output else "") or "html").lower().lstrip(".")
+    if name not in FORMATS:
+        raise ConfigError(f"{what} cannot be written as {name!r}. Write one of {', '.join(FORMATS)}.")
+    return name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from models.forecast import Counts
 from serving.reports.forecast import SPREAD
@@ -84,10 +84,13 @@ def heads(pdf: FPDF, columns: Sequence[Column], height: float) -> None:
 
 def row(
     pdf: FPDF, columns: Sequence[Column], texts: Sequence[str], height: float,
-    drawn: tuple[Counts, float] | None = None, strong: bool = False,
+    drawn: tuple[Counts, float] | None = None, strong: bool = False, ends: bool = True,
 ) -> None:  # fmt: skip
-    """A table row; the unnamed column holds the picture of a range, on a scale up to the number beside it."""
-    border = "TB" if strong else "B"
+    """A table row; the unnamed column holds the picture of a range, on a scale up to the number beside it.
+
+    ``strong`` rows are bold between two lines; a row that does not end has another that belongs to it below.
+    """
+    border: Literal[0] | str = "TB" if strong and ends else "B" if ends else 0
     for (name, width, align), text in zip(columns, texts, strict=True):
         if name:
             pen(pdf, min(7.5, height * 1.7), bold=strong or name in STRONG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from models.beds import HOSPITAL
@@ -23,55 +24,117 @@ SUMMARY: Final = {
 
 
 def render_xlsx(forecast: BedForecast, site: str = "") -> bytes:
-    """An XLSX workbook. Texts are written as texts, so that no name of a specialty can become a formula."""
+    """An XLSX workbook: beds by window and level, all figures, whether they came true, what they mean."""
+
+    def fill(book: xlsxwriter.Workbook) -> None:
+        _summary(book, forecast, site)
+        figures(book, list(COLUMNS), rows(forecast))
+        _record(book, forecast)
+        about(book, _told(forecast), COLUMNS)
+
+    return workbook(fill)
+
+
+# ------------------------------------------------------------ what every workbook is made of
+
+
+def workbook(fill: Callable[[xlsxwriter.Workbook], None]) -> bytes:
+    """An XLSX file. Texts are written as texts, so that no name of a specialty or series can become a formula."""
     import xlsxwriter  # 0.1 s, and only who asks for a spreadsheet needs it
 
     out = io.BytesIO()
     book = xlsxwriter.Workbook(
         out, {"in_memory": True, "strings_to_formulas": False, "strings_to_urls": False}
     )
-    _summary(book, forecast, site)
-    _figures(book, forecast)
-    _record(book, forecast)
-    _about(book, forecast)
+    fill(book)
     book.close()
     return out.getvalue()
 
 
-def _summary(book: xlsxwriter.Workbook, f: BedForecast, site: str) -> None:
-    sheet = book.add_worksheet("Beds")
-    title, head, alarm = (
-        book.add_format(how)
-        for how in (
-            {"bold": True, "font_size": 14},
-            {"bold": True, "text_wrap": True, "valign": "top", "bottom": 1},
-            {"bold": True, "font_color": "#9C0006", "bg_color": "#FFC7CE"},
-        )
-    )
-    sheet.write_string(0, 0, f"Beds {site}".strip(), title)
-    sheet.write_string(1, 0, f"Forecast made {moment(f.at, f.timezone)} ({f.timezone})")
+def summary(
+    book: xlsxwriter.Workbook, name: str, title: str, made: str, widths: Iterable[float],
+    alarms: Iterable[str] = (), notes: Iterable[str] = (),
+) -> tuple[Worksheet, int]:  # fmt: skip
+    """The sheet to read, with its head; and the first line below it."""
+    sheet = book.add_worksheet(name)
+    alarm = book.add_format({"bold": True, "font_color": "#9C0006", "bg_color": "#FFC7CE"})
+    sheet.write_string(0, 0, title, book.add_format({"bold": True, "font_size": 14}))
+    sheet.write_string(1, 0, made)
     line = 2
-    for said in (*(f"Degraded: {s}" for s in f.freshness.silent), *f.freshness.notes):
-        sheet.write_string(line, 0, said, alarm if said.startswith("Degraded") else None)
+    for said, how in (*((s, alarm) for s in alarms), *((s, None) for s in notes)):
+        sheet.write_string(line, 0, said, how)
         line += 1
-    for column, width in enumerate(SUMMARY.values()):
+    for column, width in enumerate(widths):
         sheet.set_column(column, column, width)
-    for window in f.windows:
-        line = _window(book, sheet, f, window.key, window.label, line + 1, head)
     sheet.set_landscape()
     sheet.set_paper(9)  # A4
     sheet.fit_to_pages(1, 0)
     sheet.freeze_panes(2, 1)
+    return sheet, line
+
+
+def heads(book: xlsxwriter.Workbook, sheet: Worksheet, line: int, label: str, names: Sequence[str]) -> None:
+    """What a table of the sheet to read is about, and the heads of its columns in the line below."""
+    sheet.write_string(line, 0, label, book.add_format({"bold": True}))
+    head = book.add_format({"bold": True, "text_wrap": True, "valign": "top", "bottom": 1})
+    for column, name in enumerate(names):
+        sheet.write_string(line + 1, column, name, head)
+
+
+def figures(book: xlsxwriter.Workbook, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A sheet of all figures, one row each, to be filtered."""
+    sheet = book.add_worksheet("All figures")
+    head = book.add_format({"bold": True, "bottom": 1})
+    for column, name in enumerate(columns):
+        sheet.write_string(0, column, name, head)
+    line = 0
+    for line, row in enumerate(rows, start=1):
+        for column, name in enumerate(columns):
+            write(sheet, line, column, row[name])
+    sheet.autofilter(0, 0, line, len(columns) - 1)
+    sheet.freeze_panes(1, 0)
+
+
+def about(book: xlsxwriter.Workbook, told: Mapping[str, str], columns: Mapping[str, str]) -> None:
+    """A sheet that says what it was made from, how to read it, and what every column means."""
+    sheet = book.add_worksheet("About")
+    sheet.set_column(0, 0, 18)
+    sheet.set_column(1, 1, 110)
+    lines = [*told.items(), ("", ""), *columns.items()]
+    for line, (name, meaning) in enumerate(lines):
+        if name:
+            sheet.write_string(line, 0, name)
+            sheet.write_string(line, 1, meaning)
+
+
+def write(sheet: Worksheet, line: int, column: int, value: Any, shape: Any = None) -> None:
+    """A number as a number, a text as a text, what is unknown as an empty cell."""
+    if value is None:
+        sheet.write_blank(line, column, None, shape)
+    elif isinstance(value, str):
+        sheet.write_string(line, column, value, shape)
+    else:
+        sheet.write_number(line, column, value, shape)
+
+
+# ------------------------------------------------------------ the bed forecast
+
+
+def _summary(book: xlsxwriter.Workbook, f: BedForecast, site: str) -> None:
+    made = f"Forecast made {moment(f.at, f.timezone)} ({f.timezone})"
+    alarms = [f"Degraded: {s}" for s in f.freshness.silent]
+    sheet, line = summary(
+        book, "Beds", f"Beds {site}".strip(), made, SUMMARY.values(), alarms, f.freshness.notes
+    )
+    for window in f.windows:
+        line = _window(book, sheet, f, window.key, window.label, line + 1)
 
 
 def _window(
-    book: xlsxwriter.Workbook, sheet: Worksheet, f: BedForecast, key: str, label: str, line: int, head: Any
+    book: xlsxwriter.Workbook, sheet: Worksheet, f: BedForecast, key: str, label: str, line: int
 ) -> int:
     """One window's table from ``line`` on; the line after it."""
-    bold = book.add_format({"bold": True})
-    sheet.write_string(line, 0, label.capitalize(), bold)
-    for column, name in enumerate(SUMMARY):
-        sheet.write_string(line + 1, column, name if column else "", head)
+    heads(book, sheet, line, label.capitalize(), ["", *list(SUMMARY)[1:]])
     for below, level in enumerate(f.levels, start=line + 2):
         c = f.cell(level, key)
         strong = {"bold": True, "top": 1} if level == HOSPITAL else {}
@@ -87,20 +150,8 @@ def _window(
             (c.over(0.95), percent), (c.short, percent),
         )  # fmt: skip
         for column, (value, shape) in enumerate(values, start=1):
-            _write(sheet, below, column, value, shape)
+            write(sheet, below, column, value, shape)
     return line + 2 + len(f.levels)
-
-
-def _figures(book: xlsxwriter.Workbook, f: BedForecast) -> None:
-    sheet = book.add_worksheet("All figures")
-    head = book.add_format({"bold": True, "bottom": 1})
-    for column, name in enumerate(COLUMNS):
-        sheet.write_string(0, column, name, head)
-    for line, row in enumerate(rows(f), start=1):
-        for column, name in enumerate(COLUMNS):
-            _write(sheet, line, column, row[name])
-    sheet.autofilter(0, 0, len(f.windows) * len(f.levels), len(COLUMNS) - 1)
-    sheet.freeze_panes(1, 0)
 
 
 def _record(book: xlsxwriter.Workbook, f: BedForecast) -> None:
@@ -112,14 +163,11 @@ def _record(book: xlsxwriter.Workbook, f: BedForecast) -> None:
     for line, p in enumerate(f.record, start=1):
         told = (p.day, p.low, p.lower, p.middle, p.upper, p.high, p.outcome, "yes" if p.inside else "no")
         for column, value in enumerate(told):
-            _write(sheet, line, column, value)
+            write(sheet, line, column, value)
 
 
-def _about(book: xlsxwriter.Workbook, f: BedForecast) -> None:
-    sheet = book.add_worksheet("About")
-    sheet.set_column(0, 0, 18)
-    sheet.set_column(1, 1, 110)
-    told = {
+def _told(f: BedForecast) -> dict[str, str]:
+    return {
         "Model": f.model_id,
         "Made from": f.origin,
         "Read it so": "At least: so many or more are needed in 9 of 10 such situations. Covers: enough 95 times in "
@@ -127,19 +175,3 @@ def _about(book: xlsxwriter.Workbook, f: BedForecast) -> None:
         "hospital; their ranges do not.",
         "No use for": "deciding whom to admit, discharge or delay. No patient is named here.",
     }
-    for line, (name, text) in enumerate(told.items()):
-        sheet.write_string(line, 0, name)
-        sheet.write_string(line, 1, text)
-    for line, (name, meaning) in enumerate(COLUMNS.items(), start=len(told) + 1):
-        sheet.write_string(line, 0, name)
-        sheet.write_string(line, 1, meaning)
-
-
-def _write(sheet: Worksheet, line: int, column: int, value: Any, shape: Any = None) -> None:
-    """A number as a number, a text as a text, what is unknown as an empty cell."""
-    if value is None:
-        sheet.write_blank(line, column, None, shape)
-    elif isinstance(value, str):
-        sheet.write_string(line, column, value, shape)
-    else:
-        sheet.write_number(line, column, value, shape)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,12 @@ import cli
 from features.errors import DataError
 from features.sources import counts
 from features.sources.covariates import Covariates
+from models.counted import CountForecast, Known, Said, Span, column
 from models.series import QUANTILES, SharedEffect, Spread, count_cdf, count_quantiles
-from training import daily, hourly, series_scores
+from serving.reports.counted import WRITERS
+from serving.reports.counted_print import COLUMNS
+from serving.reports.formats import FORMATS
+from training import daily, hourly, series_forecast, series_scores
 from training.series_backtest import Asked, Backtested, run
 from training.series_issue import Schedule, _drift, _spread, _wider, issue
 
@@ -313,7 +320,6 @@ def test_the_reasons_of_days_add_up_to_the_forecast(tmp_path: Path, monkeypatch:
     reasons = model.reasons(given)
     np.testing.assert_allclose(sum(reasons.values()), away - away.mean(), atol=1e-8)
     assert model.trees is not None
-    assert set(model.trees.alone) == {1, 4}
 
 
 def test_of_what_all_were_off_by_half_is_expected_again():
@@ -442,6 +448,77 @@ def test_next_days_of_one_hospital_from_counts_two_days_old(tmp_path: Path, monk
     assert not any(word in page for word in ("H2", "Counts are missing"))
 
 
+def test_every_file_says_the_same_and_how_likely_the_open_beds_run_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WARDCAST_SITE", "St Elsewhere")
+    monkeypatch.setattr(series_forecast, "foresee", cache(series_forecast.foresee))  # fitted once
+    table = pd.read_csv(daily_file(tmp_path, 150, 3))
+    table["open_beds"] = (table["beds"] * 1.04).round().where(table["hospital"] != "H2")
+    path = tmp_path / "open.csv"
+    table.to_csv(path, index=False)
+    for form in ("json", "html", "pdf", "xlsx"):
+        words = told(
+            "--shape", "daily", "--input", path, "--output", tmp_path / f"next.{form}", "--threads", 1
+        )
+    series = json.loads((tmp_path / "next.json").read_text())["series"]
+    opened = table.groupby("hospital")["open_beds"].last()
+    assert [s["open_beds"] for s in series] == [opened["H0"], opened["H1"], None]
+    first = [s["forecasts"][0] for s in series]
+    for f in first[:2]:
+        assert 0.01 <= f["p_short"] < f["p_over_95"] < f["p_over_92"] <= 0.95
+    assert first[2]["p_short"] is None
+    sheets = pd.read_excel(tmp_path / "next.xlsx", sheet_name=None)
+    every = [f | {"series": s["name"]} for s in series for f in s["forecasts"]]
+    assert list(sheets["All figures"].columns) == list(COLUMNS)
+    figures = pd.DataFrame(every)
+    for name in ("series", "mean", "median", "at_least", "covers", "p_over_92", "p_over_95", "p_short"):
+        pd.testing.assert_series_equal(
+            sheets["All figures"][name], figures[name], check_dtype=False, rtol=1e-12
+        )
+    read = sheets["Counts"].to_numpy().tolist()
+    assert sheets["Counts"].columns[0] == "What comes next St Elsewhere"
+    rows = {row[0]: row for row in read}
+    assert [rows[s["name"]][3] for s in series] == [f["median"] for f in first]
+    page = (tmp_path / "next.html").read_text()
+    told_of = {"over 92 %": "p_over_92", "over 95 %": "p_over_95", "running short": "p_short"}
+    risks = [f"{name} {100 * first[0][key]:.0f} %" for name, key in told_of.items()]
+    assert f"Thu 5 Jun, of {opened['H0']:,.0f} open beds: {', '.join(risks)}" in words
+    assert all(text in page for text in ("St Elsewhere", "&gt; 95 %", "Short", f"{opened['H1']:,.0f}</td>"))
+    pdf = (tmp_path / "next.pdf").read_bytes()
+    assert (pdf[:5], len(re.findall(rb"/Type\s*/Page\b", pdf))) == (b"%PDF-", 1)
+
+
+def test_what_is_more_than_the_open_beds_is_told_as_far_as_quantiles_reach():
+    row = {"mean": 50.0} | {column(level): 100 * level for level in (*QUANTILES, 0.99)}
+    said = Said.of(row)
+    # Evenly spread over 0 to 100, 93 or more are as likely as more than 92.5; 101 or more lie past the last quantile.
+    assert said.risks(100) == {"p_over_92": 0.075, "p_over_95": 0.045, "p_short": 0.01}
+    assert said.risks(50) == {"p_over_92": 0.535, "p_over_95": 0.525, "p_short": 0.495}
+    assert (said.over(0), said.risks(None)["p_short"]) == (0.95, None)
+
+
+@pytest.mark.parametrize(("series", "pages"), [(12, 1), (140, 6)])
+def test_a_dozen_series_are_one_printed_page_and_any_number_are_told(series: int, pages: int):
+    names = [
+        f"=Hospital number {k} — больница whose name is longer than its column is wide" for k in range(series)
+    ]
+    days = pd.date_range("2026-01-12", periods=7, freq="D")
+    levels = {column(level): 12_000 + 1_000 * level for level in (*QUANTILES, 0.99)}
+    rows = pd.DataFrame(
+        [{"series": n, "target": d, "window_h": 24, "mean": 12_500.0} | levels for n in names for d in days]
+    )
+    spans = tuple(Span(f"{d:%a} {d.day} {d:%b}", d, 24) for d in days)
+    known = tuple(Known(n, "beds", 12_400, days[0] - days.freq, 13, 14, 12_800) for n in names)
+    made = CountForecast(
+        days[0], days[0] - days.freq, 24, "x.csv", spans, known, rows, rows, {"weekday": 1.0}
+    )
+    assert len(re.findall(rb"/Type\s*/Page\b", WRITERS["pdf"](made, "St Elsewhere"))) == pages
+    book = pd.read_excel(io.BytesIO(WRITERS["xlsx"](made, "=1+1")), sheet_name="All figures")
+    assert list(book["series"]) == [n for n in names for _ in days]  # a text, no formula
+    assert WRITERS.keys() == FORMATS.keys()
+
+
 @pytest.mark.parametrize(
     ("more", "why"),
     [
@@ -450,7 +527,10 @@ def test_next_days_of_one_hospital_from_counts_two_days_old(tmp_path: Path, monk
         (("--at", "2024-12-24"), "No count lies before --at 2024-12-24"),
         (("--at", "tomorrow"), "'tomorrow' is no date"),
         (("--hospital", "H9"), "No series is called 'H9'. There are H0, H1, H2"),
-        (("--format", "pdf"), "cannot be written as 'pdf'. Write one of html, csv, json"),
+        (
+            ("--format", "docx"),
+            "A forecast of counts cannot be written as 'docx'. Write one of html, pdf, xlsx, csv",
+        ),
     ],
 )
 def test_what_cannot_be_foreseen_says_why(
