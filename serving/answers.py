@@ -78,12 +78,17 @@ def parse(contract: type[R], body: bytes) -> R:
     raise Refusal(
         422,
         "invalid_input",
-        f"{count:,} fields cannot be used." if whole else f"At least {count:,} fields cannot be used.",
+        unusable(count) if whole else f"At least {unusable(count)}",
         "Mend the fields named here."
         if whole
         else "Mend the fields named here; what follows them was not read.",
         fields,
     )
+
+
+def unusable(count: int) -> str:
+    """How many fields of a request cannot be used, as a sentence."""
+    return f"{count:,} field{'' if count == 1 else 's'} cannot be used."
 
 
 @cache

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from features.errors import WardcastError
 from serving import api, bulk, heartbeat
-from serving.answers import Refusal
+from serving.answers import Refusal, unusable
 from serving.feeds import fhir as fhir_in
 from serving.feeds.watch import Watch, look
 from serving.guard import Guard
@@ -146,9 +146,7 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
     fields = explain_errors(details)
     return await _refused(
         request,
-        Refusal(
-            422, "invalid_input", f"{len(fields):,} fields cannot be used.", "Mend the fields named.", fields
-        ),
+        Refusal(422, "invalid_input", unusable(len(fields)), "Mend the fields named.", fields),
     )
 
 

@@ -183,7 +183,7 @@ def _reason(
     if strongest >= len(features.windows):
         label = _own_label(features, about)
         value = float(row[strongest])
-        points = " points" if about in features.scores else ""
+        points = (" point" if value == 1 else " points") if about in features.scores else ""
         said = f"{label} cannot be told" if np.isnan(value) else f"{label} {number_text(value)}{points}"
         known = None if np.isnan(value) else value
         return Reason(about, label, f"{said}, {effect}", known, "", None, None, direction, total)
@@ -250,7 +250,7 @@ def _detail(window: Window, value: float, hourly: bool) -> list[str]:
 def _own_label(features: FeatureSet, about: str) -> str:
     """What a ratio or a clinical score is called: by its name, or by its parts where it has none of its own."""
     if about in features.scores:
-        name = about.removesuffix("_partial").replace("_", " ").upper()
+        name = about.removesuffix("_partial").replace("_", " ").upper().replace("QSOFA", "qSOFA")
         return f"{name} (partial)" if about.endswith("_partial") else name
     ratio = next(r for r in features.ratios if r.name == about)
     if ratio.name == f"{ratio.numerator}_{ratio.denominator}":

@@ -60,7 +60,7 @@ FAULTS: Final = {
         Fault("no_control_id", "AR", "101", "Required field missing", "MSH^1^10", "MSH-10 is empty. Send it."),
         Fault("no_type", "AR", "101", "Required field missing", "MSH^1^9", "MSH-9 names no message type. Send it."),
         Fault(
-            "version", "AR", "203", "Unsupported version id", "MSH^1^12", "MSH-12 is no version 2. Send 2.1 to 2.9.",
+            "version", "AR", "203", "Unsupported version id", "MSH^1^12", "MSH-12 is no version 2. Send 2.1 to 2.8.",
         ),
         Fault(
             "sender", "AR", "207", "Application internal error", "MSH^1^3",
