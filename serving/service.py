@@ -19,7 +19,8 @@ import bentoml
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from features.errors import ConfigError
+from features.errors import ConfigError, DataError
+from features.sources.vocabulary import site_map
 from models.bundle import Bundle
 from serving import messenger, schedule
 from serving.alerting import Alerting
@@ -29,6 +30,7 @@ from serving.feeds.station import LISTENER, Keeper, check_port
 from serving.interop import push
 from serving.interop.smart import read_target
 from serving.reports.mail import Mailbox
+from serving.security.clients import CdsClients
 from serving.security.identity import Credentials
 from serving.settings import ROOT, Settings, worker_count
 from serving.state import Wardcast as State
@@ -121,18 +123,27 @@ def keep_control_private() -> None:
     manager.create_standalone_arbiter = private
 
 
+def _site_codes(settings: Settings) -> None:
+    try:
+        site_map(settings.site_map)
+    except DataError as error:
+        raise ConfigError(f"WARDCAST_SITE_MAP {settings.site_map}: {error}") from None
+
+
 def preflight(settings: Settings) -> None:
     """Find out now what would else make workers fail one after another.
 
     Raises
     ------
     WardcastError
-        The bundle is missing or was changed, the store does not open, the credentials cannot be read, the mail server
-        or its readers are no such thing, or the port is taken.
+        The bundle is missing or was changed, the store does not open, the credentials, the callers of cards or the
+        site's codes cannot be read, the mail server or its readers are no such thing, or the port is taken.
     """
     Alerting.of(settings).policy(Bundle.load_served(settings.sepsis_model))
     Store.open(settings.store_url, settings.store_key or None).close()
     Credentials.of(settings)
+    CdsClients.of(settings)
+    _site_codes(settings)
     Mailbox.of(settings.smtp, settings.mail_from, settings.mail_to, settings.smtp_password_file)
     check_port(settings.host, settings.port, "WARDCAST_PORT")
     if settings.push_file is not None:

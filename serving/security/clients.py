@@ -305,5 +305,10 @@ def _client(about: ClientEntry, path: Path) -> Client:
     if about.jku is not None:
         return Client(about, KeySet(from_url(about.jku)))
     keys = KeySet(from_file(path.parent / str(about.jwks)))
-    keys.load(time.time())
+    try:
+        keys.load(time.time())
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}, client {about.name}: {error} Put its public keys there as a JWKS, or name their address as jku."
+        ) from None
     return Client(about, keys)

@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from features.errors import ConfigError, SpecError
+from features.errors import ConfigError, SpecError, WardcastError
 
 READY_WITHIN_S = 150
 
@@ -152,6 +152,12 @@ def test_the_preflight_finds_what_would_fail_later(make_service: Any, tmp_path: 
         with pytest.raises(ConfigError, match=f"port {port}: .*WARDCAST_PORT"):
             preflight(replace(settings, port=port))
     preflight(replace(settings, port=free_port()))
+    (tmp_path / "cds.toml").write_text('[[client]]\nname = "ehr"\niss = "https://ehr/"\njwks = "keys.json"\n')
+    with pytest.raises(ConfigError, match=r"client ehr: .*keys\.json.*JWKS"):
+        preflight(replace(settings, port=free_port(), cds_file=tmp_path / "cds.toml"))
+    for setting in ("cds_file", "site_map", "push_file"):
+        with pytest.raises(WardcastError, match=f"WARDCAST_{setting.upper()}"):
+            preflight(replace(settings, port=free_port(), **{setting: tmp_path / "none.toml"}))
     with pytest.raises(ConfigError, match="WARDCAST_MAIL_TO"):
         preflight(replace(settings, smtp="smtps://mail.example.org", mail_from="beds@example.org"))
     with pytest.raises(ConfigError, match="Restore the key"):
