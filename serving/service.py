@@ -136,10 +136,11 @@ def preflight(settings: Settings) -> None:
     Raises
     ------
     WardcastError
-        The bundle is missing or was changed, the store does not open, the credentials, the callers of cards or the
+        A bundle is missing or was changed, the store does not open, the credentials, the callers of cards or the
         site's codes cannot be read, the mail server or its readers are no such thing, or the port is taken.
     """
     Alerting.of(settings).policy(Bundle.load_served(settings.sepsis_model))
+    Bundle.load(settings.admissions_model)
     Store.open(settings.store_url, settings.store_key or None).close()
     Credentials.of(settings)
     CdsClients.of(settings)

@@ -182,7 +182,7 @@ def _schedule(moment: _Moment) -> Schedule:
     least = (least_days(panel) + CHECK_DAYS) * day
     if moment.origin < least:
         raise DataError(
-            f"There are {len(panel.stamps) // day:,} days of counts before {moment.at:%Y-%m-%d}, and more than "
+            f"Days of counts before {moment.at:%Y-%m-%d}: {len(panel.stamps) // day:,}, and more than "
             f"{least // day} are needed: {least_days(panel)} to learn from, {CHECK_DAYS} to check. Give more history."
         )
     back = RECORD_DAYS * day if moment.origin >= least + RECORD_DAYS * day else 0

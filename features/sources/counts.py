@@ -148,11 +148,19 @@ class CountAccount:
     columns: dict[str, str]
     """What is read from where, in words."""
     reasons: dict[str, int] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    """Columns of numbers that nobody named and whose names say nothing."""
 
     def lines(self) -> list[str]:
         """The account in words."""
         said = [f"{self.read:,} rows read ({self.layout}), {self.used:,} counts used."]
-        return said + [f"{n:,} {why}." for why, n in sorted(self.reasons.items()) if n]
+        said += [f"{n:,} {why}." for why, n in sorted(self.reasons.items()) if n]
+        if self.unread:
+            said.append(
+                f"Not read: {', '.join(self.unread)}. To have a column counted, name it in a mapping file: "
+                'values = ["COLUMN"].'
+            )
+        return said
 
 
 # ------------------------------------------------------------ layouts
@@ -276,7 +284,8 @@ def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: 
         "beside": ", ".join(beside),
         "open beds": ", ".join(opened.values()),
     }
-    account = CountAccount(len(raw), int(np.isfinite(stacked).sum()), layout, columns, reasons)
+    unread = () if said else _unread(raw, {time, *by, *values, *opened.values()})
+    account = CountAccount(len(raw), int(np.isfinite(stacked).sum()), layout, columns, reasons, unread)
     return _with_reports(
         Panel(
             tuple(found),
@@ -424,6 +433,10 @@ def _values(raw: pd.DataFrame, said: Mapping[str, Any], taken: set[str]) -> list
             f'numbers. {has(raw)} Name them in a mapping file: values = ["COLUMN"]. See: wardcast data schema counts'
         )
     return found
+
+
+def _unread(raw: pd.DataFrame, read: set[str]) -> tuple[str, ...]:
+    return tuple(str(c) for c in raw.columns if raw[c].dtype.kind in "iuf" and str(c) not in read)
 
 
 def _opened(raw: pd.DataFrame, said: Mapping[str, Any], values: Sequence[str]) -> dict[str, str]:

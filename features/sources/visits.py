@@ -176,7 +176,7 @@ def load_table(path: Path) -> pd.DataFrame:
         The file is absent, broken or of another kind.
     """
     if not path.is_file():
-        raise DataError(f"No file of visits at {path}.")
+        raise DataError(f"No file of visits at {path}. Check the path.")
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)

@@ -143,6 +143,8 @@ def test_the_preflight_finds_what_would_fail_later(make_service: Any, tmp_path: 
     settings = make_service().settings
     with pytest.raises(SpecError, match="No model bundle"):
         preflight(settings.with_sepsis_model(tmp_path / "none"))
+    with pytest.raises(SpecError, match="No model bundle"):
+        preflight(settings.with_admissions_model(tmp_path / "none"))
     from dataclasses import replace
 
     with socket.socket() as taken:

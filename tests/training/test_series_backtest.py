@@ -523,7 +523,7 @@ def test_a_dozen_series_are_one_printed_page_and_any_number_are_told(series: int
     ("more", "why"),
     [
         (("--at", "2025-06-20"), "The newest count is of 2025-06-04, 15 days before --at 2025-06-20"),
-        (("--at", "2025-02-10"), "35 days of counts before 2025-02-10, and more than 56 are needed"),
+        (("--at", "2025-02-10"), "Days of counts before 2025-02-10: 35, and more than 56 are needed"),
         (("--at", "2024-12-24"), "No count lies before --at 2024-12-24"),
         (("--at", "tomorrow"), "'tomorrow' is no date"),
         (("--hospital", "H9"), "No series is called 'H9'. There are H0, H1, H2"),

@@ -71,6 +71,16 @@ def test_one_series_of_a_small_hospital_needs_no_mapping(tmp_path: Path):
     assert panel.values.tolist() == [[3, 0, 5, 2]]
 
 
+def test_a_column_of_numbers_that_nobody_named_is_said_to_be_left_unread(tmp_path: Path):
+    table = pd.DataFrame({"date": days(4), "admissions": [3, 0, 5, 2], "beds_taken": [40, 41, 44, 43]})
+    assert counts.read(written(tmp_path, table), "daily").account.lines()[-1] == (
+        'Not read: beds_taken. To have a column counted, name it in a mapping file: values = ["COLUMN"].'
+    )
+    (tmp_path / "map.toml").write_text('time = "date"\nvalues = ["admissions"]\n')
+    named = counts.read(written(tmp_path, table), "daily", tmp_path / "map.toml")
+    assert not named.account.unread
+
+
 def test_a_second_column_names_the_series_only_where_it_must(tmp_path: Path):
     table = pd.DataFrame(
         {"date": days(2).repeat(2), "hospital": "A", "unit": ["x", "y"] * 2, "count": [1, 2, 3, 4]}
