@@ -57,6 +57,8 @@ CLOSEST = {
     ),
 }
 SLOW = ("meds_tab",)
+TURNS = 3
+"""So often one core and two are timed in turn: a host that shares its memory with others slows down two more."""
 TIMEOUT_S = 1800
 
 
@@ -265,7 +267,7 @@ def extended(b: Bench) -> Iterator[Figure]:
 
 
 def two_cores(b: Bench, patients: int, engines: Sequence[str]) -> Iterator[Figure]:
-    """Wall seconds on two cores beside one; only a quiet machine says the truth here."""
+    """Wall seconds on two cores beside one, in turns; only a quiet machine says the truth here."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if usable < 2:
         yield absent("two_cores", "wall seconds of one core over two", NoPeer("this machine has one core"))
@@ -277,11 +279,12 @@ def two_cores(b: Bench, patients: int, engines: Sequence[str]) -> Iterator[Figur
             f"wall s of one core / wall s of two, load {os.getloadavg()[0]:.1f}",
         )
         try:
-            one, two = (b.run(engine, folder, cores, repeat=5)["wall_s"] for cores in (1, 2))
+            walls = [[b.run(engine, folder, n, repeat=5)["wall_s"] for n in (1, 2)] for _ in range(TURNS)]
         except NoPeer as why:
             yield absent(name, unit, why)
             continue
-        unit = f"{unit}; {one:.3f} s and {two:.3f} s"
+        one, two = (float(wall) for wall in np.min(walls, axis=0))
+        unit = f"{unit}; {one:.3f} s and {two:.3f} s, quickest of {5 * TURNS} in {TURNS} turns"
         goal = {"goal": ">= 1.8"} if engine == "wardcast" else {}
         yield {"name": name, "value": one / two, "unit": unit, **goal}
 
