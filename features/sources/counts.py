@@ -247,12 +247,46 @@ def load(path: Path) -> pd.DataFrame:
     raise DataError(f"{path.name} is no .parquet, .csv or .xlsx file. Save it as one of these.")
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns of a table are read, and as what; ``opened`` says where the open beds of a count stand."""
+
+    time: str
+    by: list[str]
+    values: list[str]
+    beside: list[str]
+    opened: dict[str, str]
+
+    @classmethod
+    def of(cls, raw: pd.DataFrame, said: dict[str, Any]) -> _Columns:
+        """Those that the mapping names, else those of the usual names."""
+        time = _one(raw, said.get("time"), TIME_NAMES, "time")
+        by = _listed(raw, said, "series") if "series" in said else _telling_apart(raw, time)
+        values = _values(raw, said, {time, *by})
+        beside = [c for c in _listed(raw, said, "beside") if c not in values]
+        return cls(time, by, values, beside, _opened(raw, said, values))
+
+    def words(self) -> dict[str, str]:
+        """The same for an account."""
+        return {
+            "time": self.time,
+            "series": ", ".join(self.by),
+            "values": ", ".join(self.values),
+            "beside": ", ".join(self.beside),
+            "open beds": ", ".join(self.opened.values()),
+        }
+
+    def unread(self, raw: pd.DataFrame) -> tuple[str, ...]:
+        """Columns of numbers that are none of these."""
+        read = {self.time, *self.by, *self.values, *self.opened.values()}
+        return tuple(str(c) for c in raw.columns if raw[c].dtype.kind in "iuf" and str(c) not in read)
+
+
 def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: int, timezone: str) -> Panel:
-    time = _one(raw, said.get("time"), TIME_NAMES, "time")
-    by = _listed(raw, said, "series") if "series" in said else _telling_apart(raw, time)
-    values = _values(raw, said, {time, *by})
-    beside = [c for c in _listed(raw, said, "beside") if c not in values]
-    opened = _opened(raw, said, values)
+    columns = _Columns.of(raw, said)
+    time, by, values, beside, opened = (
+        columns.time, columns.by, columns.values, columns.beside, columns.opened,
+    )  # fmt: skip
     rows, reasons = _kept(raw, said.get("drop", {}))
     column, timezone, unmarked = _with_zone(rows[time], str(said.get("zone", "")), timezone, step_h)
     stamps, zone, bad = wall_clock(column, timezone, time)
@@ -277,15 +311,8 @@ def _counts_panel(raw: pd.DataFrame, layout: str, said: dict[str, Any], step_h: 
     stacked = np.concatenate(made)
     _needs_counts(stacked, values)
     whole = {c: np.concatenate([tables[c]] * len(values)) for c in beside}
-    columns = {
-        "time": time,
-        "series": ", ".join(by),
-        "values": ", ".join(values),
-        "beside": ", ".join(beside),
-        "open beds": ", ".join(opened.values()),
-    }
-    unread = () if said else _unread(raw, {time, *by, *values, *opened.values()})
-    account = CountAccount(len(raw), int(np.isfinite(stacked).sum()), layout, columns, reasons, unread)
+    used, unread = int(np.isfinite(stacked).sum()), () if said else columns.unread(raw)
+    account = CountAccount(len(raw), used, layout, columns.words(), reasons, unread)
     return _with_reports(
         Panel(
             tuple(found),
@@ -433,10 +460,6 @@ def _values(raw: pd.DataFrame, said: Mapping[str, Any], taken: set[str]) -> list
             f'numbers. {has(raw)} Name them in a mapping file: values = ["COLUMN"]. See: wardcast data schema counts'
         )
     return found
-
-
-def _unread(raw: pd.DataFrame, read: set[str]) -> tuple[str, ...]:
-    return tuple(str(c) for c in raw.columns if raw[c].dtype.kind in "iuf" and str(c) not in read)
 
 
 def _opened(raw: pd.DataFrame, said: Mapping[str, Any], values: Sequence[str]) -> dict[str, str]:
